@@ -1,0 +1,25 @@
+"""Settings of attention. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """How positions attend to one another.
+
+    Args:
+        pattern: which query may attend to which key, as an expression ("causal()", "window(128, 0)", "window(64, 64) & causal()"), or a list with one a layer (repeated to the depth); null is full in an encoder, causal in a decoder.
+        backend: the implementation: auto picks the fastest that can serve the call.
+        dropout: probability of dropping an attention weight in training.
+        qk_norm: normalise queries and keys per head before the product (Henry et al. 2020).
+        scale: what the scores are multiplied by; null is 1/sqrt(head width) (Vaswani et al. 2017, 3.2.1). T5 uses 1.0.
+    """
+
+    pattern: str | list[str] | None = None
+    backend: Literal["auto", "reference", "sdpa"] = "auto"
+    dropout: float = 0.0
+    qk_norm: bool = False
+    scale: float | None = None

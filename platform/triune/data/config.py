@@ -1,0 +1,96 @@
+"""Settings of the data. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from triune.units import Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One source of documents: exactly one of path, huggingface and package.
+
+    Args:
+        path: a file, a glob or a directory; txt, jsonl, json, csv, tsv, parquet; plain, .gz, .bz2, .xz or .zst.
+        huggingface: name (or local directory) of a Hugging Face dataset.
+        package: name of an installed Python package that carries a corpus (chitchat-dataset).
+        subset: configuration name of the Hugging Face dataset.
+        split: split of the Hugging Face dataset.
+        column: column or key that holds the text.
+        target_column: column that holds the second text of a pair (translation).
+        document: what one document of a txt file is: the file, a paragraph (blank line between) or a line.
+        weight: share of this source in training, relative to the others' weights; null is its size.
+    """
+
+    path: str | None = None
+    huggingface: str | None = None
+    package: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    column: str = "text"
+    target_column: str | None = None
+    document: Literal["file", "paragraph", "line"] = "file"
+    weight: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """The tokenizer: trained on the training sources, or loaded.
+
+    Args:
+        kind: byte_bpe (GPT-2), wordpiece (BERT), unigram (SentencePiece) are trained; pretrained is loaded.
+        vocabulary: entries to train, special tokens included.
+        path: directory, tokenizer.json or Hugging Face name of a pretrained tokenizer.
+        lowercase: fold case before training (wordpiece, unigram).
+        sentinels: sentinel tokens reserved for span corruption.
+        sample_bytes: most text to train on, in bytes.
+    """
+
+    kind: Literal["byte_bpe", "wordpiece", "unigram", "pretrained"] = "byte_bpe"
+    vocabulary: Count = Count(32_000)
+    path: str | None = None
+    lowercase: bool = False
+    sentinels: int = 100
+    sample_bytes: Count = Count(200_000_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsConfig:
+    """How documents fill rows.
+
+    Args:
+        kind: packed fills rows with whole documents, best fit, walls between them; single gives each document its row, batches of like length.
+        length: tokens of a row; null is the model's context.
+        multiple_of: padded lengths are rounded up to this (single).
+    """
+
+    kind: Literal["packed", "single"] = "packed"
+    length: int | None = None
+    multiple_of: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the text comes from and how it becomes rows.
+
+    Args:
+        train: sources to train on.
+        validation: sources to validate on; empty holds out `validation_share` of the training documents.
+        validation_share: share of the training documents held out (by document, by seed) where no validation source is given.
+        tokenizer: the tokenizer.
+        rows: how documents fill rows.
+        cache: directory of the prepared shards, shared by all experiments over the same sources and tokenizer.
+        workers: processes that build rows beside training; 0 builds them in the training process.
+        seed: seed of the split and of the tokenizer's sample.
+    """
+
+    train: list[SourceConfig] = field(default_factory=list)
+    validation: list[SourceConfig] = field(default_factory=list)
+    validation_share: float = 0.02
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    rows: RowsConfig = field(default_factory=RowsConfig)
+    cache: str = "data-cache"
+    workers: int = 0
+    seed: int = 0

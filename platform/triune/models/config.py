@@ -1,0 +1,225 @@
+"""Settings of a model: one tree for the three families. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from triune.attention.config import AttentionConfig
+from triune.units import Count
+
+Family = Literal["encoder", "decoder", "encoder_decoder"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinusoidalPosition:
+    """Fixed sine/cosine table added to the embeddings (Vaswani et al. 2017, 3.5).
+
+    Args:
+        kind: the variant.
+        base: wavelength base of the geometric progression.
+    """
+
+    kind: Literal["sinusoidal"] = "sinusoidal"
+    base: float = 10000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedPosition:
+    """A trained table of one vector a position, added to the embeddings (BERT, GPT-2).
+
+    Args:
+        kind: the variant.
+        offset: rows before position 0 (RoBERTa and BART keep 2).
+    """
+
+    kind: Literal["learned"] = "learned"
+    offset: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotaryPosition:
+    """Queries and keys turned by an angle that grows with the position (Su et al. 2021).
+
+    Args:
+        kind: the variant.
+        base: base of the geometric progression of wavelengths, or one a layer (a list, repeated to the depth).
+        fraction: share of each head's width that is turned (GPT-NeoX: 0.25).
+        scaling: how positions beyond the trained length are handled: none, linear (Chen et al. 2023), ntk, yarn (Peng et al. 2023), llama3.
+        factor: how many times longer than `original_context` the context is, for `scaling`.
+        original_context: context the base was trained at, for `scaling`; null is the model's context divided by factor.
+    """
+
+    kind: Literal["rotary"] = "rotary"
+    base: float | list[float] = 10000.0
+    fraction: float = 1.0
+    scaling: Literal["none", "linear", "ntk", "yarn", "llama3"] = "none"
+    factor: float = 1.0
+    original_context: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlibiPosition:
+    """A penalty on the scores, linear in the distance, with one slope a head (Press et al. 2022).
+
+    Args:
+        kind: the variant.
+    """
+
+    kind: Literal["alibi"] = "alibi"
+
+
+@dataclass(frozen=True, kw_only=True)
+class T5Position:
+    """A learned bias a head and bucket of relative distance, shared by the layers of a stack (Raffel et al. 2020, 2.1).
+
+    Args:
+        kind: the variant.
+        buckets: number of distance buckets.
+        max_distance: distance from which all keys share the last bucket.
+    """
+
+    kind: Literal["t5"] = "t5"
+    buckets: int = 32
+    max_distance: int = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoPosition:
+    """No position information (NoPE: Kazemnejad et al. 2023).
+
+    Args:
+        kind: the variant.
+    """
+
+    kind: Literal["none"] = "none"
+
+
+PositionConfig = SinusoidalPosition | LearnedPosition | RotaryPosition | AlibiPosition | T5Position | NoPosition
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormConfig:
+    """Normalisation and where it stands.
+
+    Args:
+        kind: layer (Ba et al. 2016) or rms (Zhang & Sennrich 2019).
+        placement: post is LayerNorm(x + Sublayer(x)) (2017), pre is x + Sublayer(norm(x)), sandwich is x + norm(Sublayer(norm(x))).
+        epsilon: added to the variance.
+        bias: a learned shift beside the scale (layer only).
+        embedding: normalise the embeddings before the first block (BERT, BART).
+        final: normalise after the last block; null is yes for pre and sandwich, no for post.
+        skip_first: leave out the attention norm of the first block (ModernBERT, whose embeddings are normalised already).
+    """
+
+    kind: Literal["layer", "rms"] = "layer"
+    placement: Literal["post", "pre", "sandwich"] = "pre"
+    epsilon: float = 1e-5
+    bias: bool = True
+    embedding: bool = False
+    final: bool | None = None
+    skip_first: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedForwardConfig:
+    """The position-wise network of each block.
+
+    Args:
+        kind: relu (2017), gelu (exact), gelu_tanh (GPT-2), relu_squared (So et al. 2021), swiglu, geglu, geglu_tanh (Shazeer 2020).
+        width: inner width; null is 4 x the model's width, for a gated kind 8/3 x, rounded up to a multiple of 64.
+        dropout: probability of dropping an inner activation in training.
+    """
+
+    kind: Literal["relu", "gelu", "gelu_tanh", "relu_squared", "swiglu", "geglu", "geglu_tanh"] = "gelu"
+    width: int | None = None
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitializationConfig:
+    """How weights start.
+
+    Args:
+        kind: xavier (2017: uniform Glorot), normal (BERT: normal of `std`), depth_scaled (GPT-2: normal of `std`, residual outputs divided by sqrt(2 x layers)), t5 (by fan-in, Raffel et al. 2020), mup (width-scaled against `base_width`: Yang et al. 2022).
+        std: standard deviation of normal, depth_scaled and mup (at `base_width`).
+        base_width: width at which mup equals normal.
+    """
+
+    kind: Literal["xavier", "normal", "depth_scaled", "t5", "mup"] = "depth_scaled"
+    std: float = 0.02
+    base_width: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """What turns hidden states into scores over the vocabulary.
+
+    Args:
+        transform: dense + activation + norm before the vocabulary (BERT's masked-LM head).
+        transform_bias: a bias in that dense layer.
+        bias: a bias over the vocabulary.
+        scale: multiply hidden states before the tied vocabulary: null is 1; T5 uses width**-0.5.
+    """
+
+    transform: bool = False
+    transform_bias: bool = True
+    bias: bool = False
+    scale: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A transformer of one of three families made of one block.
+
+    Args:
+        family: encoder (both ways), decoder (left to right) or encoder_decoder.
+        vocabulary: entries of the embedding table; null is the tokenizer's, rounded up to a multiple of 64.
+        context: longest row, in tokens, of training and (with learned positions) of the model at all.
+        width: width of the residual stream.
+        layers: blocks (of the encoder, in an encoder_decoder).
+        decoder_layers: blocks of an encoder_decoder's decoder; null is `layers`.
+        heads: query heads.
+        key_value_heads: key and value heads, a divisor of `heads` (1 is multi-query); null is `heads`.
+        head_width: width of a head; null is width / heads.
+        attention: how positions attend to one another.
+        position: how positions are told apart.
+        norm: normalisation and where it stands.
+        feed_forward: the position-wise network.
+        head: what turns hidden states into scores.
+        initialization: how weights start.
+        bias: biases in the linear layers of the blocks.
+        qkv_bias: biases of queries, keys and values; null is `bias`.
+        tie_embeddings: share the input embeddings with the output vocabulary.
+        scale_embeddings: multiply embeddings by sqrt(width) (2017, 3.4).
+        token_types: rows of a segment embedding (BERT: 2); 0 for none.
+        dropout: probability of dropping an embedding or a sublayer's output in training.
+        stochastic_depth: probability of dropping the last block's branches in training, growing linearly with depth (Huang et al. 2016).
+        activation_checkpointing: recompute each block's activations in the backward pass.
+        loss_chunk: rows of hidden states that pass through the vocabulary at once; null chooses by memory.
+    """
+
+    family: Family = "decoder"
+    vocabulary: Count | None = None
+    context: Count = Count(512)
+    width: int = 256
+    layers: int = 4
+    decoder_layers: int | None = None
+    heads: int = 4
+    key_value_heads: int | None = None
+    head_width: int | None = None
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    position: PositionConfig = field(default_factory=RotaryPosition)
+    norm: NormConfig = field(default_factory=NormConfig)
+    feed_forward: FeedForwardConfig = field(default_factory=FeedForwardConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    initialization: InitializationConfig = field(default_factory=InitializationConfig)
+    bias: bool = True
+    qkv_bias: bool | None = None
+    tie_embeddings: bool = True
+    scale_embeddings: bool = False
+    token_types: int = 0
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    activation_checkpointing: bool = False
+    loss_chunk: int | None = None
