@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from triune.attention.patterns import parse
+from triune.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
@@ -23,3 +26,15 @@ class AttentionConfig:
     dropout: float = 0.0
     qk_norm: bool = False
     scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.pattern, list) and not self.pattern:
+            raise UserError(
+                "attention.pattern is an empty list, but it needs one pattern a layer (repeated to the depth)."
+            )
+        for text in [self.pattern] if isinstance(self.pattern, str) else self.pattern or []:
+            parse(text)
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"attention.dropout is {self.dropout}, but it must be at least 0 and below 1.")
+        if self.scale is not None and self.scale <= 0.0:
+            raise UserError(f"attention.scale is {self.scale}, but it must be above 0, or null for 1/sqrt(head width).")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from triune.errors import UserError
 from triune.units import Count
 
 
@@ -34,6 +35,14 @@ class SourceConfig:
     document: Literal["file", "paragraph", "line"] = "file"
     weight: float | None = None
 
+    def __post_init__(self) -> None:
+        given = [name for name in ("path", "huggingface", "package") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none of them"
+            raise UserError(f"a data source needs exactly one of path, huggingface and package, and has {found}")
+        if self.weight is not None and not 0 < self.weight < float("inf"):
+            raise UserError(f"data source weight: {self.weight} must be above 0; leave the source out to skip it")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
@@ -55,6 +64,17 @@ class TokenizerConfig:
     sentinels: int = 100
     sample_bytes: Count = Count(200_000_000)
 
+    def __post_init__(self) -> None:
+        if (self.kind == "pretrained") != (self.path is not None):
+            raise UserError(
+                f"data.tokenizer.path: {self.path!r} with kind {self.kind!r}: give the path of a pretrained tokenizer "
+                "together with kind: pretrained, and leave it out for one that is trained"
+            )
+        if self.lowercase and self.kind not in ("wordpiece", "unigram"):
+            raise UserError(f"data.tokenizer.lowercase: true is for wordpiece and unigram, not for {self.kind}")
+        if self.sentinels < 0:
+            raise UserError(f"data.tokenizer.sentinels: {self.sentinels} must be 0 or more")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowsConfig:
@@ -69,6 +89,12 @@ class RowsConfig:
     kind: Literal["packed", "single"] = "packed"
     length: int | None = None
     multiple_of: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("length", "multiple_of"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"data.rows.{name}: {value} must be 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,3 +120,10 @@ class DataConfig:
     cache: str = "data-cache"
     workers: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_share < 1:
+            raise UserError(f"data.validation_share: {self.validation_share} must be at least 0 and below 1")
+        weighted = [source.weight is not None for source in self.train]
+        if any(weighted) and not all(weighted):
+            raise UserError("data.train: some sources have a weight and some have none; give one to all or to none")

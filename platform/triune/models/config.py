@@ -135,6 +135,17 @@ class FeedForwardConfig:
     width: int | None = None
     dropout: float = 0.0
 
+    @property
+    def gated(self) -> bool:
+        """Whether one half of the up projection gates the other."""
+        return self.kind in ("swiglu", "geglu", "geglu_tanh")
+
+    def inner_width(self, width: int) -> int:
+        """Inner width in a model of `width`, with null resolved."""
+        if self.width is not None:
+            return self.width
+        return -(-8 * width // (3 * 64)) * 64 if self.gated else 4 * width
+
 
 @dataclass(frozen=True, kw_only=True)
 class InitializationConfig:
@@ -201,7 +212,7 @@ class ModelConfig:
 
     family: Family = "decoder"
     vocabulary: Count | None = None
-    context: Count = Count(512)
+    context: Count = field(default=Count(512))
     width: int = 256
     layers: int = 4
     decoder_layers: int | None = None
@@ -223,3 +234,28 @@ class ModelConfig:
     stochastic_depth: float = 0.0
     activation_checkpointing: bool = False
     loss_chunk: int | None = None
+
+    @property
+    def resolved_head_width(self) -> int:
+        """Width of a head, with null resolved."""
+        return self.width // self.heads if self.head_width is None else self.head_width
+
+    @property
+    def resolved_key_value_heads(self) -> int:
+        """Key and value heads, with null resolved."""
+        return self.heads if self.key_value_heads is None else self.key_value_heads
+
+    @property
+    def resolved_qkv_bias(self) -> bool:
+        """Whether queries, keys and values have biases, with null resolved."""
+        return self.bias if self.qkv_bias is None else self.qkv_bias
+
+    @property
+    def resolved_decoder_layers(self) -> int:
+        """Blocks of an encoder_decoder's decoder, with null resolved."""
+        return self.layers if self.decoder_layers is None else self.decoder_layers
+
+    @property
+    def final_norm(self) -> bool:
+        """Whether each stack ends with a norm, with null resolved."""
+        return self.norm.placement != "post" if self.norm.final is None else self.norm.final

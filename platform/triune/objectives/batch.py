@@ -5,11 +5,12 @@ Legend: B batch, T row length, S source row length, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from torch import Tensor
 
 from triune.attention.layout import SequenceLayout
@@ -37,6 +38,28 @@ class Vocabulary:
     special: frozenset[int] = frozenset()
     continues_word: np.ndarray | None = field(default=None, compare=False)  # [V] bool
     ends_sentence: np.ndarray | None = field(default=None, compare=False)  # [V] bool
+
+    @property
+    def opening(self) -> int:
+        """What a text starts with: bos, or eos where there is no bos (GPT-2). ValueError where there is neither."""
+        return self._first(self.bos, self.eos)
+
+    @property
+    def closing(self) -> int:
+        """What a text ends with: eos, or bos where there is no eos. ValueError where there is neither."""
+        return self._first(self.eos, self.bos)
+
+    @property
+    def decoder_start(self) -> int:
+        """What an encoder-decoder's decoder starts from: bos, or pad where there is no bos (T5)."""
+        return self._first(self.bos, self.pad)
+
+    @staticmethod
+    def _first(*candidates: int | None) -> int:
+        for candidate in candidates:
+            if candidate is not None:
+                return candidate
+        raise ValueError("the vocabulary has neither a bos nor an eos token")
 
 
 @dataclass(frozen=True)
@@ -92,8 +115,94 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on another device (Lightning's transfer hook calls this)."""
-        raise NotImplementedError
+        return self._each(
+            lambda tensor: tensor.to(device, non_blocking=non_blocking),
+            lambda layout: layout.to(device, non_blocking=non_blocking),
+        )
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (torch's DataLoader calls this)."""
-        raise NotImplementedError
+        return self._each(Tensor.pin_memory, SequenceLayout.pin_memory)
+
+    def _each(self, tensor: Callable[[Tensor], Tensor], layout: Callable[[SequenceLayout], SequenceLayout]) -> Batch:
+        return replace(
+            self,
+            inputs=tensor(self.inputs),
+            targets=tensor(self.targets),
+            weights=tensor(self.weights),
+            layout=layout(self.layout),
+            source=None if self.source is None else tensor(self.source),
+            source_layout=None if self.source_layout is None else layout(self.source_layout),
+            extra={name: tensor(value) for name, value in self.extra.items()},
+        )
+
+
+def collate(
+    examples: Sequence[Example],
+    *,
+    pad: int,
+    length: int | None,
+    source_length: int | None = None,
+    multiple_of: int = 8,
+) -> Batch:
+    """B examples as one batch, padded on the right with `pad`, weight 0 and document -1.
+
+    Args:
+        examples: rows of one objective: all with a source, or none.
+        length: T; None is the longest row, rounded up to `multiple_of`.
+        source_length: S; None is the longest source, rounded up likewise.
+
+    Raises ValueError where a row is longer than its length.
+    """
+    rows = [example.inputs for example in examples]
+    prefixes = [example.prefix for example in examples if example.prefix is not None]
+    sources = [
+        (example.source, example.source_documents, example.source_positions)
+        for example in examples
+        if example.source is not None and example.source_documents is not None and example.source_positions is not None
+    ]
+    if len(sources) not in (0, len(rows)) or len(prefixes) not in (0, len(rows)):
+        raise ValueError("the examples of a batch must agree on having a source and a prefix")
+
+    width = _width(rows, length, multiple_of)
+    batch = Batch(
+        inputs=torch.from_numpy(_pad(rows, width, pad, np.int64)),
+        targets=torch.from_numpy(_pad([example.targets for example in examples], width, pad, np.int64)),
+        weights=torch.from_numpy(_pad([example.weights for example in examples], width, 0, np.float32)),
+        layout=SequenceLayout.from_arrays(
+            _pad([example.documents for example in examples], width, -1, np.int32),
+            _pad([example.positions for example in examples], width, 0, np.int32),
+            _pad(prefixes, width, False, np.bool_) if prefixes else None,
+        ),
+        tokens=sum(map(len, rows)),
+        predicted=sum(int(np.count_nonzero(example.weights)) for example in examples),
+    )
+    if not sources:
+        return batch
+    ids, documents, positions = (list(column) for column in zip(*sources, strict=True))
+    width = _width(ids, source_length, multiple_of)
+    return replace(
+        batch,
+        source=torch.from_numpy(_pad(ids, width, pad, np.int64)),
+        source_layout=SequenceLayout.from_arrays(
+            _pad(documents, width, -1, np.int32), _pad(positions, width, 0, np.int32)
+        ),
+        tokens=batch.tokens + sum(map(len, ids)),
+    )
+
+
+def _width(rows: Sequence[np.ndarray], length: int | None, multiple_of: int) -> int:
+    longest = max(map(len, rows))
+    if length is None:
+        return -(-longest // multiple_of) * multiple_of
+    if longest > length:
+        raise ValueError(f"a row of {longest} tokens is longer than the batch's length, {length}")
+    return length
+
+
+def _pad(rows: Sequence[np.ndarray], width: int, fill: float, dtype: DTypeLike) -> np.ndarray:
+    """[B, width]: the rows, each padded on the right."""
+    padded = np.full((len(rows), width), fill, dtype)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return padded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -139,3 +140,14 @@ ObjectiveConfig = (
     | DenoisingObjective
     | TranslationObjective
 )
+
+#: The model family each kind serves.
+FAMILY: Mapping[str, str] = {
+    "masked": "encoder",
+    "causal": "decoder",
+    "prefix": "decoder",
+    "fill_in_the_middle": "decoder",
+    "span_corruption": "encoder_decoder",
+    "denoising": "encoder_decoder",
+    "translation": "encoder_decoder",
+}

@@ -1,0 +1,111 @@
+# triune: `make help` explains every target and variable (the lines marked ## are what it prints).
+# Everything lives in .venv, runs/ and data-cache/ beside this file; nothing needs more than git, make and Python.
+
+.DEFAULT_GOAL := help
+.SUFFIXES:
+.PHONY: help install prepare pretrain finetune generate plan test lint bench clean
+
+# Set here with `:=`, so that a NAME or CONFIG in the environment changes nothing; the command line does.
+CONFIG := ## experiment to run [configs/pretrain/tiny-decoder.yaml; finetune: configs/finetune/tiny-decoder.yaml]
+NAME := ## name of the run and its directory [the config's file name]
+ARGS := ## fields to set, in quotes: ARGS="model.layers=8 run.tokens=2M"; a value with spaces in its own quotes
+DEVICES := ## devices on each node [trainer.devices, else 1]
+NODES := ## machines [trainer.num_nodes, else 1]
+DRY_RUN := ## 1 prints the resolved experiment, parameters, FLOPs and memory, and stops
+RESTART := ## 1 starts afresh in a new directory; deletes nothing
+RUN := ## generate: run directory or model directory [runs/pretrain/tiny-decoder]
+PROMPT := ## generate: text to go on from
+PYTHON := ## interpreter to build .venv with [the newest of Python 3.11 to 3.13 found]
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+on = $(filter-out 0 no false,$(strip $(1)))
+
+# The recipes read these as shell variables: whatever is in them is never parsed by the shell or by make again.
+pretrain prepare plan: export TRIUNE_CONFIG = $(or $(strip $(CONFIG)),configs/pretrain/tiny-decoder.yaml)
+finetune: export TRIUNE_CONFIG = $(or $(strip $(CONFIG)),configs/finetune/tiny-decoder.yaml)
+generate: export TRIUNE_RUN = $(or $(strip $(RUN)),runs/pretrain/tiny-decoder)
+export TRIUNE_ARGS = $(strip $(ARGS))
+export TRIUNE_NAME = $(strip $(NAME))
+export TRIUNE_DEVICES = $(strip $(DEVICES))
+export TRIUNE_NODES = $(strip $(NODES))
+export TRIUNE_PROMPT = $(strip $(PROMPT))
+export TRIUNE_PYTHON = $(strip $(PYTHON))
+
+with_experiment = "$$TRIUNE_CONFIG" --overrides="$$TRIUNE_ARGS" $${TRIUNE_NAME:+--name="$$TRIUNE_NAME"} \
+	$${TRIUNE_DEVICES:+--devices="$$TRIUNE_DEVICES"} $${TRIUNE_NODES:+--nodes="$$TRIUNE_NODES"}
+training_switches = $(if $(call on,$(RESTART)),--restart) $(if $(call on,$(DRY_RUN)),--dry-run)
+
+help: ## print this
+	@echo "usage: make TARGET [VARIABLE=value ...]"; echo; echo "targets:"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
+		printf '  %-10s %s\n' "$$name" "$$text"; done
+	@echo; echo "variables:"
+	@sed -n 's/^\([A-Z_]*\) := ## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
+		printf '  %-10s %s\n' "$$name" "$$text"; done
+
+install: $(STAMP) ## make .venv with exactly the packages of requirements.lock; done again when the lock changes
+
+# A working Python 3.11 to 3.13 with venv, or a sentence that says what to install.
+define find_python
+found=""; without_venv=""; \
+for candidate in $${TRIUNE_PYTHON:-python3.13 python3.12 python3.11 python3 python}; do \
+	"$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null || continue; \
+	if "$$candidate" -c 'import venv, ensurepip' 2>/dev/null; then found="$$candidate"; break; fi; \
+	without_venv="$$candidate"; \
+done; \
+if [ -z "$$found" ] && [ -n "$$without_venv" ]; then \
+	version=$$("$$without_venv" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	echo "make: Python $$version is here, but it cannot make a virtual environment (module ensurepip is missing)." >&2; \
+	echo "      On Debian or Ubuntu:  sudo apt-get install python$$version-venv      then the same make again." >&2; \
+	exit 2; \
+fi; \
+if [ -z "$$found" ]; then \
+	echo "make: no Python 3.11, 3.12 or 3.13 found ($${TRIUNE_PYTHON:-python3 is $$(python3 --version 2>&1 || echo missing)})." >&2; \
+	echo "      On Debian 12+ or Ubuntu 24.04+:  sudo apt-get install python3 python3-venv" >&2; \
+	echo "      Elsewhere name one:  make PYTHON=/path/to/python3.12 ..." >&2; \
+	exit 2; \
+fi
+endef
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(find_python); \
+	if ! "$(VENV)/bin/python" -c 'import sys, pip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then \
+		echo "making $(VENV) with $$("$$found" --version)"; \
+		"$$found" -m venv --clear $(VENV) || exit 2; \
+	fi
+	@echo "installing the packages of requirements.lock (a few minutes the first time)"
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(STAMP)
+
+prepare: $(STAMP) ## tokenize the corpus of CONFIG into shards (pretrain does it where it is missing)
+	@$(VENV)/bin/triune prepare $(with_experiment)
+
+pretrain: $(STAMP) ## train the model of CONFIG from scratch; the same command again continues the run
+	@$(VENV)/bin/triune pretrain $(with_experiment) $(training_switches)
+
+finetune: $(STAMP) ## train a finished run further on other text (init.from and data.train of CONFIG)
+	@$(VENV)/bin/triune finetune $(with_experiment) $(training_switches)
+
+generate: $(STAMP) ## write text with the model of RUN, going on from PROMPT
+	@$(VENV)/bin/triune generate "$$TRIUNE_RUN" --prompt="$$TRIUNE_PROMPT"
+
+plan: $(STAMP) ## print the resolved experiment of CONFIG, its parameters, FLOPs and memory
+	@$(VENV)/bin/triune plan $(with_experiment)
+
+test: $(STAMP) ## run the whole test suite on two processes; ARGS are pytest's (ARGS="tests/unit -k heads")
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python -m pytest -n 2 $(ARGS)
+
+lint: $(STAMP) ## check style, formatting, types and the import rule
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
+
+bench: $(STAMP) ## measure training throughput beside transformers; ARGS are the script's
+	@$(VENV)/bin/python jobs/bench/training_throughput.py $(ARGS)
+
+clean: ## remove .venv and the tools' caches; runs/ and data-cache/ stay
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	@find platform tests jobs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+from triune.attention.dispatch import attend as attend

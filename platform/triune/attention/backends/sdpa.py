@@ -1,0 +1,139 @@
+"""torch's scaled_dot_product_attention, by its quickest road that is exact for the call.
+
+Legend: B batch, T query length, S key length, H heads, K key/value heads, D head width.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from triune.attention.call import AttentionCall, bias_scores
+from triune.attention.layout import Allowed, SequenceLayout
+from triune.attention.patterns import Pattern, causal
+
+_CAUSAL = causal()
+
+
+class Road(NamedTuple):
+    """How a call is put to the kernel."""
+
+    mask: Tensor | None = (
+        None  # bool [B or 1, 1, T or 1, S], or with a bias its scores [B or 1, H, T, S], -inf where refused
+    )
+    causal: bool = False  # the kernel's own triangle, which skips the pairs that it drops
+    dead: Tensor | None = None  # bool [B or 1, 1, T, 1]: queries whose output is zero
+
+
+def why_not(call: AttentionCall) -> list[str]:
+    """Reasons why this backend can't serve the call; empty where it can."""
+    reasons = []
+    query = call.query
+    if not query.is_floating_point():
+        reasons.append(f"its inputs are {query.dtype}, and the kernel wants floating-point numbers")
+    if not query.dtype == call.key.dtype == call.value.dtype and not torch.is_autocast_enabled(query.device.type):
+        reasons.append(
+            f"query, key and value differ in dtype ({query.dtype}, {call.key.dtype}, {call.value.dtype}) outside autocast"
+        )
+    return reasons
+
+
+def attend(call: AttentionCall) -> Tensor:
+    """[B, H, T, D] in the query's dtype, or in autocast's where that is on."""
+    device = call.query.device.type
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast and call.query.dtype != torch.float64 else call.query.dtype
+    inner = _kernel_dtype(dtype, device)
+    query, key, value = call.query.to(inner), call.key.to(inner), call.value.to(inner)
+    mask, is_causal, dead = road(call, inner)
+    heads = query.shape[1] // key.shape[1]
+    if heads > 1 and mask is not None and device == "cuda":  # CUDA's masked kernels know no grouped heads
+        key, value = key.repeat_interleave(heads, 1), value.repeat_interleave(heads, 1)
+    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+        output = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=call.dropout,
+            is_causal=is_causal,
+            scale=call.scale,
+            enable_gqa=key.shape[1] != query.shape[1],
+        )
+    if dead is not None:
+        output = output.masked_fill(dead, 0.0)
+    return output.to(dtype)
+
+
+def road(call: AttentionCall, dtype: torch.dtype) -> Road:
+    """The quickest exact way, from what the host knows of the layouts; a bias is rounded to `dtype`."""
+    queries, keys, pattern = call.query_layout, call.key_layout, call.pattern
+    single = queries.right_padded and keys.right_padded
+    allowed: Allowed | None
+    if single and pattern.is_full and keys.plain:
+        allowed = None
+    elif single and pattern.is_full:
+        allowed = queries.remember("real keys", keys, lambda: _real_keys(queries, keys))
+    elif single and pattern.is_causal and _same_rows(queries, keys):
+        # Padding stands to the right of every real token, where no real query looks: the rows are as good as plain.
+        if pattern == _CAUSAL and call.bias is None:
+            return Road(causal=True, dead=_padding(queries))
+        allowed = queries.remember(("as plain", pattern), keys, lambda: _as_plain(pattern, queries))
+    else:
+        allowed = queries.allowed(pattern, keys)
+    if call.bias is None:
+        mask = None if allowed is None else allowed.mask
+    elif not isinstance(call.bias, Tensor) and call.bias.constant:
+        mask = queries.remember(("bias", pattern, call.bias, dtype), keys, lambda: _biased(call, allowed, dtype))
+    else:
+        mask = _biased(call, allowed, dtype)
+    return Road(mask=mask, dead=_padding(queries) if allowed is None else allowed.dead)
+
+
+def _same_rows(queries: SequenceLayout, keys: SequenceLayout) -> bool:
+    return queries is keys or (queries.plain and keys.plain and queries.shape == keys.shape)
+
+
+def _padding(layout: SequenceLayout) -> Tensor | None:
+    """[B, 1, T, 1] True at padding; None where the host knows that there is none."""
+    if layout.plain:
+        return None
+    return layout.remember("padding", layout, lambda: layout.padding[:, None, :, None])
+
+
+def _real_keys(queries: SequenceLayout, keys: SequenceLayout) -> Allowed:
+    """Every query of one document a row sees every real key: mask [B, 1, 1, S]."""
+    mask = ~keys.padding[:, None, None, :]
+    empty = ~mask.any(-1, keepdim=True)  # [B, 1, 1, 1] rows without a key
+    return Allowed(mask | empty, empty | queries.padding[:, None, :, None])
+
+
+def _as_plain(pattern: Pattern, layout: SequenceLayout) -> Allowed:
+    """The pattern alone, mask [1, 1, T, T]; queries that are padding are dead."""
+    plain = SequenceLayout.plain_rows(1, layout.shape[1], layout.documents.device)
+    mask, dead = plain.allowed(pattern, plain)
+    padding = _padding(layout)
+    return Allowed(mask, dead if padding is None else dead | padding)
+
+
+def _biased(call: AttentionCall, allowed: Allowed | None, dtype: torch.dtype) -> Tensor:
+    """The bias's scores [B or 1, H, T, S], -inf where the pair is refused."""
+    assert call.bias is not None
+    scores = bias_scores(call.bias, call.query_layout, call.key_layout).to(dtype)
+    return scores if allowed is None else scores.masked_fill(~allowed.mask, float("-inf"))
+
+
+def _kernel_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
+    """bf16 on a CPU without AMX tiles runs in fp32: half the time there, casts included, and exacter (docs/attention.md)."""
+    return torch.float32 if dtype == torch.bfloat16 and device == "cpu" and not _has_amx() else dtype
+
+
+@torch.compiler.assume_constant_result
+@cache
+def _has_amx() -> bool:
+    return bool(torch.cpu._is_amx_tile_supported())

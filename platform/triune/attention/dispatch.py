@@ -1,0 +1,149 @@
+"""`attend`: the one function that models call for attention.
+
+Legend: B batch, T query length, S key length, H heads, K key/value heads, D head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import ModuleType
+
+from torch import Tensor
+
+from triune.attention.backends import reference, sdpa
+from triune.attention.bias import ScoreBias
+from triune.attention.call import AttentionCall
+from triune.attention.layout import SequenceLayout
+from triune.attention.patterns import Pattern, causal, full
+from triune.errors import UserError, nearest
+
+#: by name, the quickest first: `auto` takes the first that can serve the call
+BACKENDS: dict[str, ModuleType] = {"sdpa": sdpa, "reference": reference}
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    pattern: Pattern,
+    query_layout: SequenceLayout | None = None,
+    key_layout: SequenceLayout | None = None,
+    bias: ScoreBias | Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    training: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """softmax(scale x Q K^T + bias, over the allowed pairs) V (Vaswani et al. 2017, 3.2.1).
+
+    A pair is allowed where both tokens carry the same document number, neither is padding, and the pattern allows their
+    positions or the key carries a prefix mark. A query that may attend to nothing, padding included, gives zero and
+    passes no gradient.
+
+    Args:
+        query: [B, H, T, D].
+        key: [B, K, S, D]; K divides H, and head h reads key/value head h // (H / K).
+        value: [B, K, S, D].
+        pattern: which position may attend to which.
+        query_layout: where each query belongs. Both layouts None is one unpadded document a row, whose last query stands
+            at the last key where T differs from S. Layers that share a layout object share its masks.
+        key_layout: where each key belongs; the same object as query_layout in self-attention.
+        bias: added to the scaled scores: a ScoreBias, or its scores [B or 1, H, T, S] from `bias_scores`.
+        scale: multiplies the scores; None is 1 / sqrt(D).
+        dropout: probability of dropping an attention weight, in training only.
+        training: as in nn.Module.
+        backend: a name of `BACKENDS`, or "auto" for the quickest that can.
+
+    Returns:
+        [B, H, T, D].
+
+    Raises:
+        ValueError: shapes or layouts that do not fit together.
+        UserError: an unknown backend, or one that can't serve the call, with every reason.
+    """
+    _check(query, key, value, dropout)
+    if query_layout is None or key_layout is None:
+        pattern, query_layout, key_layout = _fill(
+            pattern, query, key, query_layout, key_layout, aligned=bias is not None
+        )
+    for layout, tensor, name in ((query_layout, query, "query"), (key_layout, key, "key")):
+        if layout.shape != (tensor.shape[0], tensor.shape[2]):
+            raise ValueError(f"{name}_layout is of {layout.shape} rows and tokens, but {name} is {list(tensor.shape)}")
+    call = AttentionCall(
+        query=query,
+        key=key,
+        value=value,
+        pattern=pattern,
+        query_layout=query_layout,
+        key_layout=key_layout,
+        bias=bias,
+        scale=query.shape[-1] ** -0.5 if scale is None else scale,
+        dropout=dropout if training else 0.0,
+    )
+    return choose(call, backend).attend(call)
+
+
+def choose(call: AttentionCall, backend: str = "auto") -> ModuleType:
+    """The backend that serves the call; UserError where the named one, or none, can."""
+    if backend != "auto" and backend not in BACKENDS:
+        raise UserError(
+            f"attention.backend is {backend!r}, but it must be one of auto, {', '.join(BACKENDS)}"
+            f"{nearest(backend, ['auto', *BACKENDS])}"
+        )
+    refusals = []
+    for name in BACKENDS if backend == "auto" else (backend,):
+        reasons = BACKENDS[name].why_not(call)
+        if not reasons:
+            return BACKENDS[name]
+        refusals += [f"\n  {name}: {reason}" for reason in reasons]
+    raise UserError(f"attention.backend is {backend!r}, but it can't serve this call:{''.join(refusals)}")
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> None:
+    if query.ndim != 4 or key.ndim != 4 or key.shape != value.shape:
+        raise ValueError(
+            f"query {list(query.shape)} must be [B, H, T, D], key {list(key.shape)} and value {list(value.shape)} [B, K, S, D]"
+        )
+    if query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3] or query.shape[1] % key.shape[1]:
+        raise ValueError(
+            f"query {list(query.shape)} and key {list(key.shape)} must agree in B and D, and key heads must divide query heads"
+        )
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"attention dropout is {dropout}, but it must be at least 0 and below 1")
+
+
+def _fill(
+    pattern: Pattern,
+    query: Tensor,
+    key: Tensor,
+    query_layout: SequenceLayout | None,
+    key_layout: SequenceLayout | None,
+    *,
+    aligned: bool,
+) -> tuple[Pattern, SequenceLayout, SequenceLayout]:
+    """Plain rows for the layouts that are None; `aligned` where positions matter beyond the pattern."""
+    batch, _, queries, _ = query.shape
+    keys, device = key.shape[2], query.device
+    given = query_layout or key_layout
+    if given is not None:
+        if (query_layout is not None and not given.plain) or aligned or not pattern.is_full:
+            raise ValueError(
+                "one layout is None: give both (the same object in self-attention), or neither for plain rows; a key_layout"
+                " alone will do only where the pattern is full() and there is no bias"
+            )
+        return (
+            pattern,
+            query_layout or SequenceLayout.plain_rows(batch, queries, device),
+            key_layout or SequenceLayout.plain_rows(batch, keys, device),
+        )
+    if queries == 1 and pattern == causal():
+        pattern = full()  # the last query sees every key: decoding a token needs no mask
+    key_layout = SequenceLayout.plain_rows(batch, keys, device)
+    if queries == keys:
+        return pattern, key_layout, key_layout
+    query_layout = SequenceLayout.plain_rows(batch, queries, device)
+    if aligned or not pattern.is_full:  # the last query stands at the last key
+        positions = query_layout.positions + (keys - queries)
+        query_layout = replace(query_layout, positions=positions, plain=False, right_padded=False)
+    return pattern, query_layout, key_layout

@@ -1,0 +1,222 @@
+"""The command line: `triune VERB`. A verb's module is imported only when it runs, so help and config errors stay quick."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import os
+import re
+import shlex
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from triune.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from triune.experiment import Experiment
+
+_VERBS = {
+    "prepare": "read the corpus, train or load the tokenizer, write token shards",
+    "pretrain": "train a model from scratch, or continue the run that is there",
+    "finetune": "train on from a run, a checkpoint or a model directory (init.from)",
+    "plan": "print the resolved experiment, parameters, FLOPs and memory, and stop",
+    "generate": "write text with a trained model",
+}
+_VALUED = ("--name", "--overrides", "--devices", "--nodes")
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit code: 0 done, 2 the user's mistake (said on stderr), 130 interrupted.
+
+    A bug keeps its traceback.
+    """
+    try:
+        code = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return code
+    except UserError as mistake:
+        print(f"triune: {mistake}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ntriune: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader (`| head`) has seen enough; keep the interpreter's own last flush quiet too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" for {error.filename}" if error.filename else ""
+        print(
+            f"triune: no room on disk{where} ({error.strerror}); free some and give the same command again: "
+            "it goes on from the last whole checkpoint",
+            file=sys.stderr,
+        )
+        return 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in _VERBS:
+        raise UserError(f"{verb!r} is no verb{nearest(verb, _VERBS)}\n{_overview()}")
+    return _generate(rest) if verb == "generate" else _experiment(verb, rest)
+
+
+def _overview() -> str:
+    verbs = "\n".join(f"  {verb:10} {meaning}" for verb, meaning in _VERBS.items())
+    return f"usage: triune VERB ...\n\nverbs:\n{verbs}\n\n`triune VERB --help` lists the options of a verb and every field of an experiment."
+
+
+def _experiment(verb: str, arguments: list[str]) -> int:
+    """The verbs that read an experiment."""
+    parser = _experiment_parser(verb)
+    if _wants_help(arguments):
+        print(f"{parser.format_help()}\n{reference()}")
+        return 0
+    overrides, rest = _divide(arguments)
+    options = _parse(parser, rest, verb)
+    experiments = importlib.import_module("triune.experiment")
+    experiment: Experiment = experiments.load(options.config, [*overrides, *_from_options(options)], name=options.name)
+    if options.print_config:
+        print(experiments.dump(experiment), end="")
+        return 0
+    experiments.check(experiment)
+    run = importlib.import_module("triune.run")
+    if verb == "plan" or options.get("dry_run"):
+        return int(run.plan(experiment))
+    if verb == "prepare":
+        return int(run.prepare(experiment))
+    return int(run.pretrain(experiment, stage=verb, restart=options.restart, config_path=options.config))
+
+
+def _experiment_parser(verb: str) -> ArgumentParser:
+    parser = _parser(verb, "CONFIG [a.b=c ...]")
+    parser.add_argument("config", type=str, help="YAML file of the experiment; `a.b=c` after it sets a field of it")
+    parser.add_argument("--name", type=str, help="name of the run; null is the config's own, else its file name")
+    parser.add_argument("--overrides", type=str, help="more `a.b=c`, in one text, quoted as for a shell")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved experiment as YAML and stop")
+    parser.add_argument("--devices", type=str, help="short for trainer.devices")
+    parser.add_argument("--nodes", type=_typing().PositiveInt, help="short for trainer.num_nodes")
+    if verb in ("pretrain", "finetune"):
+        parser.add_argument("--restart", action="store_true", help="start afresh in a new directory; deletes nothing")
+        parser.add_argument("--dry-run", action="store_true", help="do what `triune plan` does")
+    return parser
+
+
+def _from_options(options: Namespace) -> Iterator[str]:
+    """What the options say in the experiment's own words; they win over the assignments."""
+    try:
+        texts = shlex.split(options.overrides or "")
+    except ValueError as error:
+        raise UserError(f"--overrides: {options.overrides!r} cannot be split into a.b=c: {error}") from None
+    yield from texts
+    if options.devices is not None:
+        yield f"trainer.devices={options.devices}"
+    if options.nodes is not None:
+        yield f"trainer.num_nodes={options.nodes}"
+
+
+def _generate(arguments: list[str]) -> int:
+    number = _typing()
+    parser = _parser("generate", "RUN_DIRECTORY")
+    parser.add_argument("run_directory", type=str, help="a run, or a `model/` directory")
+    parser.add_argument("--prompt", type=str, default="", help="text to go on from")
+    parser.add_argument("--max_new_tokens", type=number.PositiveInt, default=100, help="most tokens to write")
+    parser.add_argument("--temperature", type=number.NonNegativeFloat, default=0.8, help="0 takes the likeliest token")
+    parser.add_argument("--top_k", type=number.NonNegativeInt, default=50, help="draw from the k likeliest; 0 is all")
+    parser.add_argument(
+        "--top_p", type=number.ClosedUnitInterval, default=1.0, help="draw from the likeliest that make up this share"
+    )
+    parser.add_argument("--seed", type=number.NonNegativeInt, default=1, help="seed of the draw")
+    if _wants_help(arguments):
+        print(parser.format_help())
+        return 0
+    options = _parse(parser, arguments, "generate")
+    return int(importlib.import_module("triune.run").generate(**options.as_dict()))
+
+
+def _typing() -> Any:
+    return importlib.import_module("jsonargparse.typing")
+
+
+def _parser(verb: str, usage: str) -> ArgumentParser:
+    jsonargparse = importlib.import_module("jsonargparse")
+    return jsonargparse.ArgumentParser(
+        usage=f"triune {verb} {usage} [options]",
+        description=_VERBS[verb],
+        exit_on_error=False,
+        allow_abbrev=False,
+        print_config=None,  # ours prints the experiment, which is not the parser's own namespace
+    )
+
+
+def _parse(parser: ArgumentParser, arguments: Sequence[str], verb: str) -> Namespace:
+    """Options of a verb; UserError where they are wrong."""
+    try:
+        return parser.parse_args(arguments)
+    except argparse.ArgumentError as error:
+        message = re.sub(r'Parser key "(\w+)":\s*', r"--\1: ", str(error))
+    unknown = re.search(r"unrecognized arguments: (-*)(\S+)", message)
+    if unknown and not unknown[1]:
+        message += "; a field of the experiment is set as key=value, such as model.layers=6"
+    elif unknown and "." in unknown[2]:
+        message += f"; a field of the experiment is written without dashes: {unknown[2]}"
+    elif unknown:
+        message += nearest(unknown[1] + unknown[2], _options(parser))
+    raise UserError(f"{message} (`triune {verb} --help` lists the options)")
+
+
+def _options(parser: ArgumentParser) -> list[str]:
+    return re.findall(r"(?<=\s)--\w[\w-]*", parser.format_help())
+
+
+def _wants_help(arguments: Sequence[str]) -> bool:
+    return "-h" in arguments or "--help" in arguments
+
+
+def _divide(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(assignments `a.b=c`, the rest); assignments may stand anywhere but as the value of an option."""
+    assignments: list[str] = []
+    rest: list[str] = []
+    valued = False
+    for text in arguments:
+        (assignments if _OVERRIDE.fullmatch(text) and not valued else rest).append(text)
+        valued = text in _VALUED
+    return assignments, rest
+
+
+def reference() -> str:
+    """Every field of an experiment, with type, default and meaning, wrapped to the terminal."""
+    tree = importlib.import_module("triune.tree")
+    experiment = importlib.import_module("triune.experiment").Experiment
+    width = max(80, min(120, shutil.get_terminal_size().columns))
+    lines = [
+        "fields of an experiment, in YAML or as `a.b=c` on the command line",
+        "  count: 4096, 32k, 0.5M, 10B; interval: 50M (tokens), 100 steps, 30min, 0.2 (of the run); null: not set",
+    ]
+    above = ""
+    for note in tree.describe(experiment):
+        variant = note.default is None and note.path.endswith(".kind")
+        head = f"{note.path}={note.type}" if variant else f"{note.path}  {note.type}"
+        head += "" if note.default is None else f" = {note.default}"
+        section = note.path if note.is_section else note.path.rpartition(".")[0]
+        if section != above or variant:
+            lines.append("")
+        above = section
+        lines.extend(textwrap.wrap(head, width, initial_indent="  ", subsequent_indent="      "))
+        lines.extend(textwrap.wrap(note.meaning, width, initial_indent="      ", subsequent_indent="      "))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

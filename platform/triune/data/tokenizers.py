@@ -1,0 +1,221 @@
+"""The tokenizer: trained here or loaded from Hugging Face, one class either way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tokenizers import Tokenizer as Backend
+
+from triune.data.config import TokenizerConfig
+from triune.data.special_tokens import SpecialTokens, disarmed, roles_of, standard
+from triune.data.tokenizer_training import train
+from triune.errors import UserError
+
+if TYPE_CHECKING:
+    from triune.objectives.batch import Vocabulary
+
+_DEFINITION = "tokenizer.json"
+_ROLES = "special_roles.json"  # beside tokenizer.json in what `save` writes: which token plays which role
+_ROLE_NAMES = {"pad": "pad_token", "bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "mask": "mask_token"}
+_DECLARED = (*_ROLE_NAMES.values(), "cls_token", "sep_token")
+_PIECE = 1_000_000  # characters; longer documents are encoded in pieces, so that they are spread over the cores
+_LINE_END = re.compile(r"(?<=\S)\n(?=\S)")
+_IDEOGRAPHS = re.compile(r"[\u2e80-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+_SENTENCE_END = re.compile(r"[.!?\u2026\u3002\uff01\uff1f][\"')\]\u2019\u201d\xbb]*\s*$|\n")
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    Encoding adds no special token and finds none in the text: a document that spells "<pad>" does not get its id.
+
+    Args:
+        files: the tokenizer's files by name, `tokenizer.json` among them.
+        roles: which token plays which role.
+    """
+
+    def __init__(self, files: dict[str, bytes], roles: SpecialTokens) -> None:
+        definition = json.loads(files[_DEFINITION])
+        self.roles = roles
+        self._files = files
+        self._backend = Backend.from_str(json.dumps(definition))
+        self._encoder = Backend.from_str(json.dumps(disarmed(definition, roles)))
+        self._encoder.encode_special_tokens = True
+        self.size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
+        self.dtype = np.dtype("<u2" if self.size <= 2**16 else "<u4")
+        canonical = json.dumps(definition, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """From a directory that `save` wrote, any Hugging Face directory, a tokenizer.json, or a Hugging Face name.
+
+        Raises UserError where nothing can be read there.
+        """
+        folder = Path(path)
+        if (folder / _ROLES).is_file():
+            try:
+                files = {file.name: file.read_bytes() for file in folder.iterdir() if _is_part(file)}
+                roles = json.loads(files.pop(_ROLES))
+                return cls(files, SpecialTokens(**roles | {"sentinels": tuple(roles["sentinels"])}))
+            except Exception as error:  # `tokenizers` raises plain Exception
+                raise UserError(f"tokenizer '{path}' is damaged ({error}); write it again") from error
+        return _from_huggingface(folder, str(path))
+
+    def save(self, directory: str | Path) -> None:
+        """Write files that `transformers.AutoTokenizer.from_pretrained` and `Tokenizer.load` open."""
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self._files.items():
+            (folder / name).write_bytes(content)
+        (folder / _ROLES).write_text(json.dumps(asdict(self.roles), indent=2) + "\n", encoding="utf-8")
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """One array of ids (uint16, or uint32 beyond 65,536 entries) a text, on all cores.
+
+        A text beyond a million characters is encoded in pieces cut at line ends, which changes no id with the tokenizers
+        trained here; a foreign one that sets a space before each text may differ at these cuts.
+        """
+        cut = [list(pieces(text)) for text in texts]
+        encodings = self._encoder.encode_batch_fast(
+            [piece for parts in cut for piece in parts], add_special_tokens=False
+        )
+        arrays = iter(np.array(encoding.ids, dtype=self.dtype) for encoding in encodings)
+        joined = [[next(arrays) for _ in parts] for parts in cut]
+        return [part[0] if len(part) == 1 else np.concatenate(part) for part in joined]
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of `ids`; with `skip_special_tokens` without the special ones."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Size and special tokens, and how each token stands to words and sentences (as far as the token alone tells)."""
+        from triune.objectives.batch import Vocabulary  # brings torch along
+
+        numbers = self._backend.get_vocab(with_added_tokens=True)
+        ids = {role: numbers.get(token) for role, token in asdict(self.roles).items() if isinstance(token, str)}
+        special = {numbers[token] for token in self.roles.tokens if token in numbers}
+        special |= {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        continues, ends = self._surfaces(special)
+        return Vocabulary(
+            size=self.size,
+            sentinels=tuple(numbers[token] for token in self.roles.sentinels),
+            special=frozenset(special),
+            continues_word=continues,
+            ends_sentence=ends,
+            **{"pad": 0} | {role: number for role, number in ids.items() if number is not None},  # type: ignore[arg-type]
+        )
+
+    def _surfaces(self, special: set[int]) -> tuple[np.ndarray, np.ndarray]:
+        """([V] continues_word, [V] ends_sentence).
+
+        Each token is decoded behind a plain letter, so that the tokenizer's own decoder says whether a space comes
+        between: "##ing" and byte-level "ing" give "aing", "ing" of WordPiece and "Ġing" give "a ing".
+        """
+        continues, ends = np.zeros(self.size, dtype=bool), np.zeros(self.size, dtype=bool)
+        ordinary = [i for i in range(self.size) if i not in special]
+        alone = self._backend.decode_batch([[i] for i in ordinary], skip_special_tokens=False)
+        letter = next(((i, t.strip()) for i, t in zip(ordinary, alone, strict=True) if _is_letter(t)), None)
+        if letter is None:
+            return continues, ends
+        behind = self._backend.decode_batch([[letter[0], i] for i in ordinary], skip_special_tokens=False)
+        for i, text in zip(ordinary, behind, strict=True):
+            text = text.lstrip()[len(letter[1]) :]
+            continues[i] = _continues_word(text)
+            ends[i] = _SENTENCE_END.search(text) is not None
+        return continues, ends
+
+
+def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer that `config` asks for: trained on `texts`, or loaded (then `texts` is not read)."""
+    if config.kind == "pretrained":
+        return Tokenizer.load(str(config.path))
+    roles = standard(config.sentinels)
+    backend = train(config, (piece for text in texts for piece in pieces(text)), roles)
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    settings |= {name: getattr(roles, role) for role, name in _ROLE_NAMES.items()}
+    settings["extra_special_tokens"] = [t for t in roles.tokens if t not in settings.values()]
+    files = {_DEFINITION: backend.to_str(pretty=True), "tokenizer_config.json": json.dumps(settings, indent=2) + "\n"}
+    return Tokenizer({name: content.encode() for name, content in files.items()}, roles)
+
+
+def _from_huggingface(path: Path, name: str) -> Tokenizer:
+    import transformers
+
+    try:
+        loaded: Any
+        if path.is_file():
+            loaded = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
+        else:
+            loaded = transformers.AutoTokenizer.from_pretrained(name)
+        with tempfile.TemporaryDirectory() as folder:
+            loaded.save_pretrained(folder)
+            files = {file.name: file.read_bytes() for file in Path(folder).iterdir() if _is_part(file)}
+    except (
+        Exception
+    ) as error:  # transformers raises OSError, ValueError, ImportError, JSONDecodeError and plain Exception
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"data.tokenizer.path: no tokenizer can be loaded from '{name}': {reason}\n"
+            "Give a directory that a tokenizer was saved to, a tokenizer.json, or (with a network) a Hugging Face name."
+        ) from error
+    if _DEFINITION not in files:
+        raise UserError(f"data.tokenizer.path: '{name}' has no fast tokenizer (tokenizer.json), which triune needs")
+    declared = {role: getattr(loaded, role, None) for role in _DECLARED}
+    vocabulary = loaded.get_vocab()
+    if path.is_file():  # a bare tokenizer.json declares no roles: go by the customary spellings
+        declared = _customary(vocabulary)
+    return Tokenizer(files, roles_of(declared, vocabulary))
+
+
+def _customary(vocabulary: dict[str, int]) -> dict[str, str | None]:
+    spellings = {
+        "pad_token": ("<pad>", "[PAD]"),
+        "bos_token": ("<s>", "<|begin_of_text|>", "<|endoftext|>"),
+        "eos_token": ("</s>", "<|end_of_text|>", "<|endoftext|>"),
+        "unk_token": ("<unk>", "[UNK]"),
+        "mask_token": ("<mask>", "[MASK]"),
+        "cls_token": ("[CLS]",),
+        "sep_token": ("[SEP]",),
+    }
+    return {role: next((form for form in forms if form in vocabulary), None) for role, forms in spellings.items()}
+
+
+def _is_part(file: Path) -> bool:
+    """Whether a file of a tokenizer's directory belongs to the tokenizer (a model may lie beside it)."""
+    known = file.name.startswith(("tokenizer", "special_", "added_tokens", "chat_template", "vocab", "merges"))
+    return file.is_file() and known
+
+
+def pieces(text: str) -> Iterator[str]:
+    """`text` cut behind single line ends into pieces of about a million characters (one piece where it is shorter)."""
+    start = 0
+    while len(text) - start > _PIECE and (match := _LINE_END.search(text, start + _PIECE)):
+        yield text[start : match.end()]
+        start = match.end()
+    yield text[start:]
+
+
+def _is_letter(text: str) -> bool:
+    text = text.strip()
+    return len(text) == 1 and text.isascii() and text.isalpha()
+
+
+def _continues_word(text: str) -> bool:
+    """Whether a token that reads `text` belongs to the word before it: it begins inside a word, with a letter, a digit,
+    a combining mark or a part of a character; an ideograph is a word of its own."""
+    first = text[:1]
+    if not first or _IDEOGRAPHS.match(first):
+        return False
+    return first.isalnum() or first == "\ufffd" or unicodedata.category(first).startswith("M")

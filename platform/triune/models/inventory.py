@@ -1,0 +1,131 @@
+"""Every parameter tensor of a model, from its settings alone: what `triune.models.cost` counts. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from typing import Literal, NamedTuple
+
+from triune.models.config import LearnedPosition, ModelConfig, T5Position
+
+#: The tokens whose vectors a weight is multiplied with; "nothing" for lookups and what is element-wise.
+Reader = Literal["source", "target", "predicted", "nothing"]
+
+
+class Weight(NamedTuple):
+    """A parameter tensor and what happens to it."""
+
+    part: str
+    shape: tuple[int, ...]
+    reader: Reader = "nothing"
+    in_block: bool = False
+
+    @property
+    def size(self) -> int:
+        """Numbers in it."""
+        return prod(self.shape)
+
+
+def weights(config: ModelConfig) -> list[Weight]:
+    """Every parameter tensor of the model, shared ones once. `config.vocabulary` must be set."""
+    vocabulary = vocabulary_of(config)
+    found = [Weight("token embedding", (vocabulary, config.width)), *_input(config)]
+    if config.family == "encoder_decoder":
+        found += _stack(config, config.layers, "source")
+        found += _input(config)
+        found += _stack(config, config.resolved_decoder_layers, "target", cross=True)
+    else:
+        found += _stack(config, config.layers, "target")
+    return [*found, *_head(config, vocabulary)]
+
+
+def vocabulary_of(config: ModelConfig) -> int:
+    """`config.vocabulary`; ValueError where it is null."""
+    if config.vocabulary is None:
+        raise ValueError("model.vocabulary is null: its cost is known once the tokenizer is")
+    return int(config.vocabulary)
+
+
+def _input(config: ModelConfig) -> Iterator[Weight]:
+    position = config.position
+    if isinstance(position, LearnedPosition):
+        yield Weight("positions and types", (config.context + position.offset, config.width))
+    if config.token_types:
+        yield Weight("positions and types", (config.token_types, config.width))
+    if config.norm.embedding:
+        yield from _norm(config)
+
+
+def _stack(config: ModelConfig, layers: int, reader: Reader, *, cross: bool = False) -> Iterator[Weight]:
+    branches = 3 if cross else 2
+    for layer in range(layers):
+        yield from _attention(config, reader)
+        if cross:
+            yield from _cross_attention(config)
+        yield from _feed_forward(config, reader)
+        skipped = layer == 0 and config.norm.skip_first and config.norm.placement != "post"
+        for _ in range(branches * (2 if config.norm.placement == "sandwich" else 1) - skipped):
+            yield from _norm(config)
+    if isinstance(config.position, T5Position):
+        yield Weight("relative bias", (config.position.buckets, config.heads))
+    if config.final_norm:
+        yield from _norm(config)
+
+
+def _attention(config: ModelConfig, reader: Reader) -> Iterator[Weight]:
+    query, key_value = projected(config)
+    yield from _linear("attention", query + key_value, config.width, reader, bias=config.resolved_qkv_bias)
+    yield from _linear("attention", config.width, query, reader, bias=config.bias)
+    yield from _query_key_norms(config)
+
+
+def _cross_attention(config: ModelConfig) -> Iterator[Weight]:
+    query, key_value = projected(config)
+    yield from _linear("cross-attention", query, config.width, "target", bias=config.resolved_qkv_bias)
+    yield from _linear("cross-attention", key_value, config.width, "source", bias=config.resolved_qkv_bias)
+    yield from _linear("cross-attention", config.width, query, "target", bias=config.bias)
+    yield from _query_key_norms(config)
+
+
+def _feed_forward(config: ModelConfig, reader: Reader) -> Iterator[Weight]:
+    inner = config.feed_forward.inner_width(config.width)
+    up = 2 * inner if config.feed_forward.gated else inner
+    yield from _linear("feed-forward", up, config.width, reader, bias=config.bias)
+    yield from _linear("feed-forward", config.width, inner, reader, bias=config.bias)
+
+
+def _head(config: ModelConfig, vocabulary: int) -> Iterator[Weight]:
+    if config.head.transform:
+        yield from _linear(
+            "head", config.width, config.width, "predicted", bias=config.head.transform_bias, in_block=False
+        )
+        yield from _norm(config)
+    if not config.tie_embeddings:
+        yield Weight("head", (vocabulary, config.width), "predicted")
+    if config.head.bias:
+        yield Weight("head", (vocabulary,))
+
+
+def projected(config: ModelConfig) -> tuple[int, int]:
+    """Widths of all queries, and of all keys and values together."""
+    return config.heads * config.resolved_head_width, 2 * config.resolved_key_value_heads * config.resolved_head_width
+
+
+def _linear(
+    part: str, fan_out: int, fan_in: int, reader: Reader, *, bias: bool, in_block: bool = True
+) -> Iterator[Weight]:
+    yield Weight(part, (fan_out, fan_in), reader, in_block)
+    if bias:
+        yield Weight(part, (fan_out,), "nothing", in_block)
+
+
+def _norm(config: ModelConfig, width: int | None = None) -> Iterator[Weight]:
+    yield Weight("norms", (width or config.width,))
+    if config.norm.kind == "layer" and config.norm.bias:
+        yield Weight("norms", (width or config.width,))
+
+
+def _query_key_norms(config: ModelConfig) -> Iterator[Weight]:
+    if config.attention.qk_norm:
+        yield from _norm(config, config.resolved_head_width)
+        yield from _norm(config, config.resolved_head_width)

@@ -1,0 +1,139 @@
+"""THE attention layer: self and cross, any number of key/value heads, with or without a cache.
+
+Legend: B batch, T query length, S key length, H heads, K key/value heads, D head width, M model width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from triune.attention.attend import attend
+from triune.attention.bias import ScoreBias
+from triune.attention.layout import SequenceLayout
+from triune.attention.patterns import Pattern
+from triune.models.config import ModelConfig
+from triune.models.layers.cache import LayerCache
+from triune.models.layers.norm import build_norm
+from triune.models.layers.position import Rotation, rotate
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Surroundings:
+    """What an attention layer must know of a forward pass beside its hidden states.
+
+    Layouts None are plain rows whose last query stands at the last key.
+    """
+
+    query_layout: SequenceLayout | None = None
+    key_layout: SequenceLayout | None = None
+    rotation: Rotation | None = None
+    bias: ScoreBias | Tensor | None = None  # a rule, or scores [B or 1, H, T, S]
+
+
+class MultiHeadAttention(nn.Module):
+    """Concat(head_1, ..., head_H) W^O with head_i = softmax(Q_i K_i^T * scale) V_i (Vaswani et al. 2017, 3.2).
+
+    Groups of H/K query heads share a key/value head (Ainslie et al. 2023). Queries, keys and values are one projection
+    in self-attention (weight [(H + 2K) D, M], in this order), queries and key-values two in cross-attention.
+
+    Args:
+        config: widths, heads, biases, scale, dropout, query/key norm and backend.
+        pattern: which query may attend to which key.
+        cross: keys and values come from `memory`.
+    """
+
+    def __init__(self, config: ModelConfig, pattern: Pattern, *, cross: bool = False) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.key_value_heads = config.resolved_key_value_heads
+        self.head_width = config.resolved_head_width
+        self.pattern = pattern
+        self.cross = cross
+        self.scale = config.attention.scale
+        self.dropout = config.attention.dropout
+        self.backend = config.attention.backend
+
+        query, key_value = self.heads * self.head_width, 2 * self.key_value_heads * self.head_width
+        bias = config.resolved_qkv_bias
+        if cross:
+            self.query = nn.Linear(config.width, query, bias=bias)
+            self.key_value = nn.Linear(config.width, key_value, bias=bias)
+        else:
+            self.query_key_value = nn.Linear(config.width, query + key_value, bias=bias)
+        norms = config.attention.qk_norm
+        self.query_norm = build_norm(config.norm, self.head_width) if norms else None
+        self.key_norm = build_norm(config.norm, self.head_width) if norms else None
+        self.output = nn.Linear(query, config.width, bias=config.bias)
+
+    def forward(
+        self, hidden: Tensor, around: Surroundings, *, memory: Tensor | None = None, cache: LayerCache | None = None
+    ) -> Tensor:
+        """[B, T, M] -> [B, T, M].
+
+        Args:
+            hidden: what queries (and, in self-attention, keys and values) are made of.
+            around: layouts, rotary angles and score bias.
+            memory: [B, S, M] what keys and values are made of in cross-attention; may be None once the cache has them.
+            cache: keys and values of earlier calls; self-attention appends to them.
+        """
+        query, key, value = self._cross(hidden, memory, cache) if self.cross else self._self(hidden, around, cache)
+        attended = attend(
+            query,
+            key,
+            value,
+            pattern=self.pattern,
+            query_layout=around.query_layout,
+            key_layout=around.key_layout,
+            bias=around.bias,
+            scale=self.scale,
+            dropout=self.dropout,
+            training=self.training,
+            backend=self.backend,
+        )  # [B, H, T, D]
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+    def _self(self, hidden: Tensor, around: Surroundings, cache: LayerCache | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, T, D], keys and values [B, K, S, D] of the tokens themselves."""
+        heads = self._split(self.query_key_value(hidden))  # [B, T, H + 2K, D]
+        query_key, value = heads.split([self.heads + self.key_value_heads, self.key_value_heads], dim=2)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = query_key.split([self.heads, self.key_value_heads], dim=2)
+            query_key = torch.cat([self.query_norm(query), self.key_norm(key)], dim=2).to(value.dtype)
+        if around.rotation is not None:
+            query_key = rotate(query_key, around.rotation)  # queries and keys at once: [B, T, H + K, D]
+        query, key = query_key.transpose(1, 2).split([self.heads, self.key_value_heads], dim=1)
+        value = value.transpose(1, 2)
+        if cache is not None:
+            key, value = cache.append(key, value)
+        return query, key, value
+
+    def _cross(self, hidden: Tensor, memory: Tensor | None, cache: LayerCache | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, T, D] of the tokens, keys and values [B, K, S, D] of the memory, computed once a cache."""
+        query = self._split(self.query(hidden))
+        if self.query_norm is not None:
+            query = self.query_norm(query).to(query.dtype)
+        query = query.transpose(1, 2)
+        if cache is not None and cache.memory is not None:
+            return query, *cache.memory
+        if memory is None:
+            raise ValueError("cross-attention needs memory where its cache is empty")
+        key, value = self._split(self.key_value(memory)).chunk(2, dim=2)  # [B, S, K, D]
+        if self.key_norm is not None:
+            key = self.key_norm(key).to(value.dtype)
+        key, value = key.transpose(1, 2), value.transpose(1, 2)
+        if cache is not None:
+            cache.memory = key, value
+        return query, key, value
+
+    def _split(self, projected: Tensor) -> Tensor:
+        """[B, T, heads * D] -> [B, T, heads, D]."""
+        return projected.unflatten(-1, (-1, self.head_width))
+
+    def extra_repr(self) -> str:
+        kind = "cross" if self.cross else "self"
+        return (
+            f"{kind}, heads={self.heads}/{self.key_value_heads}, head_width={self.head_width}, pattern={self.pattern}"
+        )

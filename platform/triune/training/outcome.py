@@ -1,0 +1,147 @@
+"""How a run ended, and what one would cost: the numbers behind the final report and the plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from triune.data.baselines import Counts, most_frequent_share
+from triune.data.module import TextDataModule
+from triune.data.prepare import Prepared
+from triune.tracking.report import FinalReport, Sample, Score
+from triune.tracking.throughput import Throughput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The figures of a finished run, as `report.json` keeps them.
+
+    Args:
+        steps: optimizer steps of the whole run.
+        validation: the last validation's metrics by name.
+        baselines: metric -> baseline -> value, over the same predicted tokens.
+        report: what the terminal shows.
+    """
+
+    steps: int
+    validation: dict[str, float]
+    baselines: dict[str, dict[str, float]]
+    report: FinalReport
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Outcome:
+        """What `as_dict` gave."""
+        shown = dict(values["report"])
+        shown["scores"] = [Score(**score) for score in shown["scores"]]
+        shown["samples"] = [Sample(**sample) for sample in shown["samples"]]
+        return cls(**{**values, "report": FinalReport(**shown)})
+
+
+def baselines(
+    data: TextDataModule, prepared: Prepared, *, bytes_per_token: float | None
+) -> dict[str, dict[str, float]]:
+    """What counting reaches on exactly the tokens that the validation predicts.
+
+    Where each token is predicted from those before it: bits per byte of a unigram and a modified Kneser-Ney bigram of
+    the training tokens. Else: the accuracy of always answering the most frequent target.
+
+    Args:
+        data: whose validation rows are scored.
+        prepared: whose training shards are counted.
+        bytes_per_token: of the validation split, where bits per byte is defined, else None.
+    """
+    contexts, targets = _predicted(data)
+    found = {"accuracy": {"most frequent token": most_frequent_share(targets)}}
+    if bytes_per_token is not None:
+        counts = Counts.of([shards for shards, _ in prepared.train], prepared.tokenizer.vocabulary)
+        bits = math.log(2) * bytes_per_token
+        found["bits_per_byte"] = {
+            name: float(-model.log_probabilities(contexts, targets).mean()) / bits
+            for name, model in (("unigram", counts.unigram()), ("bigram", counts.bigram()))
+        }
+    return found
+
+
+def _predicted(data: TextDataModule) -> tuple[np.ndarray, np.ndarray]:
+    """([n], [n]) each input token beside the target at its position, where validation counts it."""
+    contexts, targets = [], []
+    for batch in data.validation_loader():
+        counted = batch.weights > 0
+        contexts.append(batch.inputs[counted].numpy())
+        targets.append(batch.targets[counted].numpy())
+    return np.concatenate(contexts), np.concatenate(targets)
+
+
+def outcome(
+    *,
+    title: str,
+    model: str,
+    validation: dict[str, float],
+    counted: dict[str, dict[str, float]],
+    steps: int,
+    throughput: Throughput,
+    mfu_against: str | None,
+    samples: Sequence[Sample],
+    directory: Path,
+    wandb: str | None,
+    following: Sequence[tuple[str, str]],
+) -> Outcome:
+    """Put the figures of a finished run together.
+
+    Args:
+        title: what ended.
+        model: one line about the model.
+        validation: the last validation's metrics by name.
+        counted: what `baselines` found.
+        steps: optimizer steps of the whole run.
+        throughput: the run's clock.
+        mfu_against: what the MFU is measured against.
+        samples: what the model wrote.
+        directory: the run directory.
+        wandb: the run's page, or the command that uploads it.
+        following: (what it does, command) of the next steps.
+    """
+    scores = []
+    if "validation/bits_per_byte" in validation:
+        scores.append(
+            Score(
+                name="bits per byte",
+                value=validation["validation/bits_per_byte"],
+                baselines=counted.get("bits_per_byte", {}),
+            )
+        )
+    accuracy = Score(
+        name="accuracy",
+        value=validation["validation/accuracy"],
+        baselines=counted["accuracy"],
+        higher_is_better=True,
+    )
+    loss = Score(name="loss, nats/token", value=validation["validation/loss"])
+    perplexity = Score(name="perplexity", value=validation["validation/perplexity"])
+    rate = throughput.overall
+    report = FinalReport(
+        title=title,
+        model=model,
+        scores=[loss, *scores, accuracy, perplexity],
+        steps=steps,
+        tokens=throughput.tokens,
+        seconds=throughput.seconds,
+        tokens_per_second=rate.tokens_per_second if rate else None,
+        mfu=rate.mfu if rate else None,
+        mfu_against=mfu_against,
+        samples=list(samples),
+        run_directory=str(directory),
+        wandb=wandb,
+        next=list(following),
+    )
+    return Outcome(steps=steps, validation=validation, baselines=counted, report=report)

@@ -1,0 +1,172 @@
+"""Final weights: `model/` (safetensors + config + tokenizer), written whole or not at all, and starting from them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from triune.data.tokenizers import Tokenizer
+from triune.errors import UserError
+from triune.models.build import build
+from triune.models.config import ModelConfig
+from triune.training.checkpoints import FILE, latest_checkpoint
+from triune.tree import construct, to_tree
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """Weights read from disk, with what they belong to."""
+
+    path: Path
+    model: ModelConfig
+    objective: str
+    tokenizer: str  # fingerprint
+    tensors: dict[str, Tensor]
+
+
+def describe(model: nn.Module, *, objective: str, tokenizer: str) -> dict[str, Any]:
+    """What `config.json` and each checkpoint say about the weights beside them."""
+    return {
+        "model_type": "triune",
+        "model": to_tree(model.config),
+        "objective": objective,
+        "tokenizer": tokenizer,
+    }
+
+
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters by name, each tied tensor once, under its first name."""
+    return {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
+
+
+def save_model(model: nn.Module, tokenizer: Tokenizer, directory: Path, *, objective: str) -> None:
+    """Write `directory` with weights, config and tokenizer; it has its name only when it is whole."""
+    draft = directory.with_name(directory.name + ".tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    save_file(own_tensors(model), draft / WEIGHTS, metadata={"format": "pt"})
+    facts = describe(model, objective=objective, tokenizer=tokenizer.fingerprint)
+    tokenizer.save(draft)
+    (draft / CONFIG).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    old = directory.with_name(directory.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
+    draft.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_weights(path: str | Path, *, option: str = "init.from") -> Saved:
+    """Weights from a run directory, its `model/`, a `step-…` checkpoint directory or a checkpoint file of ours.
+
+    Raises:
+        UserError: nothing of that kind there.
+    """
+    place = Path(path)
+    if not place.exists():
+        raise UserError(f"{option}: {place} does not exist; give a run directory, a checkpoint or a model/ directory")
+    for directory in (place, place / "model"):
+        if (directory / WEIGHTS).exists() and (directory / CONFIG).exists():
+            facts = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+            if facts.get("model_type") == "triune":
+                return _saved(directory, facts, load_file(directory / WEIGHTS))
+    checkpoint = _checkpoint_file(place)
+    if checkpoint is None:
+        raise UserError(
+            f"{option}: {place} holds no weights of ours; give a run directory (with model/ or checkpoints/), "
+            f"a step-… checkpoint or a directory with {WEIGHTS} and {CONFIG}"
+        )
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    tensors = {
+        name.removeprefix("model."): tensor for name, tensor in state["state_dict"].items() if name.startswith("model.")
+    }
+    return _saved(checkpoint, state["triune"], tensors)
+
+
+def _checkpoint_file(place: Path) -> Path | None:
+    newest = latest_checkpoint(place / "checkpoints")
+    candidates = [place] if place.is_file() else [place / FILE, *([newest / FILE] if newest else [])]
+    return next((p for p in candidates if p.is_file() and p.suffix == ".ckpt"), None)
+
+
+def _saved(path: Path, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Saved:
+    return Saved(
+        path=path,
+        model=construct(ModelConfig, facts["model"], "model"),
+        objective=facts["objective"],
+        tokenizer=facts["tokenizer"],
+        tensors=tensors,
+    )
+
+
+def load_model(path: str | Path) -> tuple[nn.Module, Saved]:
+    """A model in eval mode with the weights at `path`."""
+    saved = read_weights(path, option="model")
+    model = build(saved.model)
+    start_from(model, saved, tokenizer=saved.tokenizer)
+    return model.eval(), saved
+
+
+def start_from(model: nn.Module, saved: Saved, *, tokenizer: str) -> None:
+    """Copy weights into `model`.
+
+    Args:
+        model: a built model.
+        saved: what `read_weights` found.
+        tokenizer: fingerprint of the tokenizer the model will read text through.
+
+    Raises:
+        UserError: another tokenizer, another family, a context beyond a learned position table, or tensors that do not fit.
+    """
+    if saved.model.family != model.config.family:
+        raise UserError(
+            f"init.from: {saved.path} is of family {saved.model.family}, model.family is {model.config.family}; "
+            "give weights of the same family"
+        )
+    if saved.tokenizer != tokenizer:
+        raise UserError(
+            f"init.from: {saved.path} was trained with another tokenizer (fingerprint {saved.tokenizer[:12]}, the data's is "
+            f"{tokenizer[:12]}); set data.tokenizer: {{kind: pretrained, path: {_tokenizer_hint(saved.path)}}}"
+        )
+    wanted = dict(model.named_parameters())
+    given = {name: tensor for name, tensor in saved.tensors.items() if name in wanted or not _is_tied(model, name)}
+    if (
+        saved.model.position.kind == "learned" == model.config.position.kind
+        and model.config.context > saved.model.context
+    ):
+        raise UserError(
+            f"model.context: {model.config.context} is beyond the learned position table of {saved.path} "
+            f"({saved.model.context} positions); set model.context to {saved.model.context} or less"
+        )
+    lines = [f"{n}: missing there" for n in wanted if n not in given]
+    lines += [f"{n}: not in this model" for n in given if n not in wanted]
+    lines += [
+        f"{n}: {tuple(given[n].shape)} there, {tuple(p.shape)} here"
+        for n, p in wanted.items()
+        if n in given and given[n].shape != p.shape
+    ]
+    if lines:
+        shown = "\n  ".join(lines[:8]) + (f"\n  … and {len(lines) - 8} more" if len(lines) > 8 else "")
+        raise UserError(f"init.from: the weights of {saved.path} do not fit `model:`; give the same shape\n  {shown}")
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(given[name])
+
+
+def _is_tied(model: nn.Module, name: str) -> bool:
+    """Whether `name` is a second name of a tensor that has another, or a buffer."""
+    return name in dict(model.named_parameters(remove_duplicate=False)) or name in dict(model.named_buffers())
+
+
+def _tokenizer_hint(path: Path) -> Path:
+    return path if path.is_dir() else path.parent.parent.parent / "model"

@@ -1,0 +1,114 @@
+"""Settings that do not fit are refused in words, before anything starts and without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from triune.errors import UserError
+from triune.models.build import resolve
+from triune.models.checks import check, layer_patterns
+
+WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "heads": ({"width": 100, "heads": 8}, ["model.heads is 8", "model.width = 100", "use 5 or 10", "head_width"]),
+    "groups": ({"heads": 8, "key_value_heads": 3}, ["model.key_value_heads is 3", "model.heads = 8", "use 2 or 4"]),
+    "no heads": ({"heads": 0}, ["model.heads is 0", "at least 1"]),
+    "context": ({"context": 0}, ["model.context is 0", "at least 1"]),
+    "layers": ({"layers": 0}, ["model.layers is 0"]),
+    "vocabulary": ({"vocabulary": 0}, ["model.vocabulary is 0"]),
+    "odd rotary": ({"width": 36, "heads": 4}, ["turn 9 of the 9", "pairs", "even"]),
+    "odd fraction": ({"width": 64, "heads": 4, "position": {"kind": "rotary", "fraction": 0.2}}, ["turn 3 of the 16"]),
+    "fraction": ({"position": {"kind": "rotary", "fraction": 1.5}}, ["position.fraction is 1.5"]),
+    "factor": ({"position": {"kind": "rotary", "factor": 4.0}}, ["position.factor is 4", "scaling is none"]),
+    "small factor": (
+        {"position": {"kind": "rotary", "factor": 0.5, "scaling": "yarn"}},
+        ["factor is 0.5", "at least 1"],
+    ),
+    "ntk": ({"width": 8, "heads": 4, "position": {"kind": "rotary", "scaling": "ntk", "factor": 2.0}}, ["ntk"]),
+    "base": ({"position": {"kind": "rotary", "base": [1e4, -1.0]}}, ["position.base is [10000.0, -1.0]"]),
+    "no base": ({"position": {"kind": "rotary", "base": []}}, ["position.base is []"]),
+    "bases": (
+        {"layers": 2, "position": {"kind": "rotary", "base": [1e4] * 3}},
+        ["position.base lists 3", "layers is 2"],
+    ),
+    "original": ({"position": {"kind": "rotary", "original_context": 0}}, ["original_context is 0"]),
+    "sinusoidal": ({"width": 33, "heads": 3, "position": {"kind": "sinusoidal"}}, ["model.width is 33", "even"]),
+    "offset": ({"position": {"kind": "learned", "offset": -1}}, ["offset is -1"]),
+    "buckets": ({"position": {"kind": "t5", "buckets": 6}}, ["buckets is 6", "multiple of 4"]),
+    "distance": (
+        {"position": {"kind": "t5", "buckets": 32, "max_distance": 16}},
+        ["max_distance is 16", "buckets = 32"],
+    ),
+    "decoder layers": ({"decoder_layers": 2}, ["decoder_layers is 2", "family is decoder"]),
+    "pattern": ({"attention": {"pattern": "cuasal()"}}, ["model.attention.pattern", "cuasal", "causal"]),
+    "no pattern": ({"attention": {"pattern": []}}, ["attention.pattern is an empty list"]),
+    "patterns": ({"layers": 2, "attention": {"pattern": ["causal()"] * 3}}, ["lists 3 layers", "layers is 2"]),
+    "future": ({"attention": {"pattern": "window(8, 8)"}}, ["'window(8, 8)'", "(window(8, 8)) & causal()"]),
+    "one future": ({"attention": {"pattern": ["causal()", "full()"]}}, ["'full()'", "decoder"]),
+    "epsilon": ({"norm": {"epsilon": 0.0}}, ["norm.epsilon is 0"]),
+    "skip": ({"norm": {"placement": "post", "skip_first": True}}, ["skip_first", "post"]),
+    "dropout": ({"dropout": 1.0}, ["model.dropout is 1", "below 1"]),
+    "attention dropout": ({"attention": {"dropout": -0.1}}, ["attention.dropout is -0.1"]),
+    "depth": ({"stochastic_depth": 1.5}, ["stochastic_depth is 1.5"]),
+    "scale": ({"attention": {"scale": 0.0}}, ["attention.scale is 0"]),
+    "std": ({"initialization": {"std": 0.0}}, ["initialization.std is 0"]),
+    "types": ({"token_types": -1}, ["token_types is -1"]),
+    "chunk": ({"loss_chunk": 0}, ["loss_chunk is 0"]),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_setting_is_named_with_its_value_and_the_way_out(name: str) -> None:
+    settings, words = WRONG[name]
+    with pytest.raises(UserError) as error:
+        check(resolve(settings))
+    message = str(error.value)
+    assert len(message.splitlines()) == 1, message
+    for word in words:
+        assert word in message
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    with pytest.raises(UserError) as error:
+        check(resolve({"heads": 5, "dropout": 2.0, "context": 0}))
+    assert len(str(error.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"family": "encoder", "attention": {"pattern": "window(8, 8)"}},
+        {"family": "encoder", "attention": {"pattern": "causal()"}},
+        {"attention": {"pattern": "window(8, 8) & causal()"}},
+        {"attention": {"pattern": "causal() | prefix(32)"}},
+        {"family": "encoder_decoder", "decoder_layers": 1, "attention": {"pattern": "window(8, 8)"}},
+        {"width": 100, "heads": 8, "head_width": 16},
+        {"width": 33, "heads": 3, "position": {"kind": "alibi"}},
+        {"layers": 5, "attention": {"pattern": ["causal()", "window(3, 0)"]}},
+        {"norm": {"placement": "sandwich", "skip_first": True}},
+    ],
+    ids=str,
+)
+def test_what_fits_passes(settings: dict[str, Any]) -> None:
+    check(resolve(settings))
+
+
+def test_patterns_default_to_the_towers_direction_and_lists_repeat() -> None:
+    config = resolve({"layers": 3})
+    assert [str(p) for p in layer_patterns(config, 2, decoder=True)] == ["causal()"] * 2
+    assert [str(p) for p in layer_patterns(config, 2, decoder=False)] == ["full()"] * 2
+    config = resolve({"layers": 3, "attention": {"pattern": ["window(1, 0)", "causal()"]}})
+    assert [str(p) for p in layer_patterns(config, 3, decoder=True)] == ["window(1, 0)", "causal()", "window(1, 0)"]
+    assert [str(p) for p in layer_patterns(config, 2, decoder=True, cross=True)] == ["causal()"] * 2
+
+
+def test_checking_imports_no_torch() -> None:
+    code = (
+        "import sys; from triune.models.checks import check; from triune.models.config import ModelConfig; "
+        "check(ModelConfig()); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
