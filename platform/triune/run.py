@@ -35,7 +35,7 @@ from triune.training.outcome import Outcome, baselines, outcome
 from triune.training.plan import MICRO_BATCH_TOKENS, plan_report, training_flops
 from triune.training.precision import default_precision
 from triune.training.run_directory import RunDirectory, write_atomically
-from triune.training.samples import SampleTable, write_samples
+from triune.training.samples import SampleTable, complete, write_samples
 from triune.training.schedules import schedule
 from triune.training.trainer import accelerator_of, build_trainer, check_trainer, world_size
 from triune.training.weights import describe, load_model, read_weights, save_model, start_from
@@ -116,9 +116,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 1,
 ) -> int:
-    """Print what a trained model writes after `prompt`; the exit code."""
-    from triune.training.samples import complete
-
+    """Print what a trained model makes of `prompt`; the exit code."""
     model, saved = load_model(run_directory)
     print(
         complete(
@@ -169,7 +167,8 @@ def pretrain(
     model = build_model(experiment.model)
     if experiment.init.from_ is not None:
         start_from(model, read_weights(experiment.init.from_), tokenizer=parts.prepared.tokenizer.fingerprint)
-    result = _train(parts, model, directory, stage)
+    experiment = dataclasses.replace(experiment, name=directory.path.name)
+    result = _train(dataclasses.replace(parts, experiment=experiment), model, directory, stage)
     if result is not None:
         reports.final_report(result.report)
     return 0
@@ -281,6 +280,7 @@ def _train(parts: Parts, model: nn.Module, directory: RunDirectory, stage: str) 
         else None,
     )
     table = SampleTable(parts.objective, parts.prepared.tokenizer, parts.validation, experiment.tracking.samples)
+    bar = [StatusBar(module.status)] if experiment.trainer.get("enable_progress_bar", True) else []
     trainer, how = build_trainer(
         experiment.trainer,
         run,
@@ -288,14 +288,14 @@ def _train(parts: Parts, model: nn.Module, directory: RunDirectory, stage: str) 
         total_steps=parts.total_steps,
         validate_steps=parts.validate_steps,
         loggers=loggers,
-        callbacks=[StatusBar(module.status), table, checkpoints],
+        callbacks=[*bar, table, checkpoints],
     )
     if trainer.is_global_zero:
         directory.path.mkdir(parents=True, exist_ok=True)
+        parts.prepared.tokenizer.save(directory.tokenizer)
         write_atomically(directory.experiment, experiments.dump(experiment))
         print(_opening(parts, model, directory, how, checkpoint))
-    if checkpoint is not None:
-        rewind(loggers, int(checkpoint.name.removeprefix("step-")))
+    rewind(loggers, int(checkpoint.name.removeprefix("step-")) if checkpoint else 0)
     failed = True
     try:
         trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint / FILE) if checkpoint else None)
@@ -339,7 +339,7 @@ def _finish(
         samples=write_samples(model, objective, tokenizer, parts.validation, count=1),
         directory=directory.path,
         wandb=wandb,
-        following=_following(parts, directory),
+        following=_following(parts, directory, wandb),
     )
     directory.write_report(result.as_dict())
     return result
@@ -353,8 +353,10 @@ def _open_directory(experiment: Experiment, stage: str, *, restart: bool) -> Run
         print(f"{directory.path} is left as it is; starting afresh in {fresh.path}")
         return fresh
     if directory.started:
-        before = experiments.load(directory.experiment)
-        lines = experiments.differences(before, experiment)
+        before, now = experiments.load(directory.experiment), experiment
+        if now.model.vocabulary is None:  # there it is resolved: the tokenizer's size
+            now = dataclasses.replace(now, model=dataclasses.replace(now.model, vocabulary=before.model.vocabulary))
+        lines = experiments.differences(before, now)
         if lines:
             shown = "\n  ".join(lines[:10]) + (f"\n  … and {len(lines) - 10} more" if len(lines) > 10 else "")
             raise UserError(
@@ -402,20 +404,16 @@ def _opening(parts: Parts, model: nn.Module, directory: RunDirectory, how: str, 
     )
 
 
-def _following(parts: Parts, directory: RunDirectory) -> list[tuple[str, str]]:
-    """The next commands a person would want; W&B's is shown beside them."""
-    config = directory.experiment
+def _following(parts: Parts, directory: RunDirectory, wandb: str | None) -> list[tuple[str, str]]:
+    """The next commands a person would want."""
+    config, stage, run = directory.experiment, directory.path.parent.name, directory.path
     longer = 2 * parts.total_steps * parts.experiment.run.batch_tokens
-    lines = [("train twice as long", f'make pretrain CONFIG={config} ARGS="run.tokens={longer}"')]
-    if parts.experiment.model.family != "encoder":
-        lines.append(("write with it", f'make generate RUN={directory.path} PROMPT="..."'))
-    lines.append(
-        (
-            "tune it on your text",
-            f'make finetune CONFIG={config} NAME=mine ARGS="init.from={directory.path} data.train.0={{path: my.txt}}"',
-        )
-    )
-    return lines
+    own_text = f"init.from={run} data.tokenizer={{kind:pretrained,path:{run}/model}} data.train=[{{path:my.txt}}]"
+    return [
+        ("continue it, for as long again", f'make {stage} CONFIG={config} ARGS="run.tokens={longer}"'),
+        ("fine-tune it on text of yours", f'make finetune CONFIG={config} NAME=mine ARGS="{own_text}"'),
+        *([("open its W&B run", wandb)] if wandb else []),
+    ]
 
 
 def _round_up(entries: int) -> int:

@@ -6,7 +6,6 @@ Legend: B batch, T query length, S key length, H heads.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar, Protocol
 
 import torch
@@ -42,7 +41,6 @@ class AlibiBias:
         return distance * -slopes[:, None, None]
 
 
-@lru_cache
 def alibi_slopes(heads: int) -> tuple[float, ...]:
     """One slope a head (Press et al. 2022, section 3): the geometric series 2^(-8/n), 2^(-16/n), ... for n heads.
 
@@ -97,7 +95,6 @@ def t5_bucket(distance: Tensor, *, buckets: int, max_distance: int, bidirectiona
     return bucket + side * (distance > 0) if bidirectional else bucket
 
 
-@lru_cache
 def _bucket_starts(side: int, max_distance: int) -> tuple[int, ...]:
     """The first distance of buckets 1 .. side - 1.
 

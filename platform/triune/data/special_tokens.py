@@ -85,8 +85,8 @@ def disarmed(definition: dict[str, Any], roles: SpecialTokens) -> dict[str, Any]
     A tokenizer finds special tokens in a text in two ways: as added tokens, before the model runs, and (Unigram,
     WordPiece, merges ignored) as ordinary entries of the model's vocabulary. Renaming them in both places to a
     spelling that no text has (it holds NUL, which no source lets through) shuts both and moves no id.
-    Only the unknown token still comes out, for characters that the model does not know. Post-processing, truncation
-    and padding go too: encoding adds and drops nothing.
+    Only the unknown token still comes out, for characters that the model does not know. Truncation and
+    padding go too: encoding drops and adds nothing.
     """
     definition = copy.deepcopy(definition)
     added = definition.get("added_tokens") or []
@@ -104,4 +104,4 @@ def disarmed(definition: dict[str, Any], roles: SpecialTokens) -> dict[str, Any]
         model["vocab"] = [[renamed.get(token, token), score] for token, score in model["vocab"]]
     if model.get("unk_token") is not None:
         model["unk_token"] = renamed.get(model["unk_token"], model["unk_token"])
-    return definition | {"post_processor": None, "truncation": None, "padding": None}
+    return definition | {"truncation": None, "padding": None}

@@ -123,11 +123,11 @@ def _unigram(config: TokenizerConfig, texts: Iterable[str], special: SpecialToke
     except Exception as error:  # the only class that the trainer raises
         raise _too_small(config, f"this text ({error})") from error
     definition = json.loads(backend.to_str())
-    definition["model"]["vocab"] = _canonical_pieces(definition["model"]["vocab"], special)
+    definition["model"]["vocab"] = canonical_pieces(definition["model"]["vocab"], special)
     return Backend.from_str(json.dumps(definition))
 
 
-def _canonical_pieces(pieces: list[list[Any]], special: SpecialTokens) -> list[list[Any]]:
+def canonical_pieces(pieces: list[list[Any]], special: SpecialTokens) -> list[list[Any]]:
     """The pieces in an order, and with scores, that do not depend on the trainer's randomly seeded hash tables.
 
     Those leave two traces. Sums run in another order, which moves scores in the last digits: rounded away. And

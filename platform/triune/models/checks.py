@@ -22,7 +22,6 @@ def layer_patterns(config: ModelConfig, layers: int, *, decoder: bool, cross: bo
 
     Null is full in an encoder and causal in a decoder. The decoder of an encoder_decoder (`cross`) is always causal:
     the option speaks of the tower that reads the long source (as in LED, Beltagy et al. 2020, and LongT5, Guo et al. 2022).
-    Raises UserError for an expression that is none.
     """
     chosen = config.attention.pattern
     if cross or chosen is None:
@@ -79,8 +78,6 @@ def _heads(config: ModelConfig) -> Iterator[str]:
             f"model.key_value_heads is {keys}, which does not divide model.heads = {config.heads}: "
             f"{_divisors(config.heads, keys)}."
         )
-    if config.attention.scale is not None and config.attention.scale <= 0:
-        yield f"model.attention.scale is {config.attention.scale:g}, but it must be above 0, or null for 1/sqrt(head width)."
 
 
 def _divisors(number: int, near: int) -> str:
@@ -119,7 +116,7 @@ def _rotary(config: ModelConfig, position: RotaryPosition) -> Iterator[str]:
     yield from _list_fits("model.position.base", len(bases), config)
     if not 0 < position.fraction <= 1:
         yield f"model.position.fraction is {position.fraction:g}, but it must be above 0 and at most 1."
-    elif config.heads > 0:
+    elif config.heads > 0 and (config.head_width or config.width % config.heads == 0):
         turned = int(config.resolved_head_width * position.fraction)
         if turned < 2 or turned % 2:
             yield (
@@ -149,7 +146,6 @@ def _norm(config: ModelConfig) -> Iterator[str]:
 def _training(config: ModelConfig) -> Iterator[str]:
     probabilities = {
         "dropout": config.dropout,
-        "attention.dropout": config.attention.dropout,
         "feed_forward.dropout": config.feed_forward.dropout,
         "stochastic_depth": config.stochastic_depth,
     }
@@ -161,20 +157,11 @@ def _training(config: ModelConfig) -> Iterator[str]:
 
 
 def _patterns(config: ModelConfig) -> Iterator[str]:
-    chosen = config.attention.pattern
-    if isinstance(chosen, list):
-        if not chosen:
-            yield 'model.attention.pattern is an empty list: name a pattern a layer, such as ["causal()"], or use null.'
-            return
-        yield from _list_fits("model.attention.pattern", len(chosen), config)
-    try:
-        patterns = layer_patterns(config, max(config.layers, 1), decoder=config.family == "decoder")
-    except UserError as error:
-        yield f"model.attention.pattern: {error}"
-        return
+    if isinstance(config.attention.pattern, list):
+        yield from _list_fits("model.attention.pattern", len(config.attention.pattern), config)
     if config.family != "decoder":
         return
-    for pattern in dict.fromkeys(patterns):
+    for pattern in dict.fromkeys(layer_patterns(config, max(config.layers, 1), decoder=True)):
         if _sees_ahead(pattern, config.context):
             yield (
                 f"model.attention.pattern is {str(pattern)!r}, with which a decoder would see the tokens that it predicts: "

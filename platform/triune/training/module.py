@@ -109,6 +109,7 @@ class TransformerModule(LightningModule):
             batch.weights,
             label_smoothing=config.label_smoothing if smooth else 0.0,
             z_loss=config.z_loss if smooth else 0.0,
+            selected=batch.predicted,
         )
 
     # ---- training -----------------------------------------------------------------------------------------------
@@ -176,7 +177,6 @@ class TransformerModule(LightningModule):
             "train/accuracy": sums["correct"] / weight,
             "train/grad_norm": sums["norm"],
             "train/learning_rate": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
-            "progress/tokens": step * self.rows_per_step * self.row_tokens,
             "progress/epoch": data.rows_seen / data.rows,
             "progress/seconds": self.throughput.seconds,
         }
@@ -193,6 +193,7 @@ class TransformerModule(LightningModule):
 
     def _log(self, metrics: dict[str, float], step: int) -> None:
         """Straight to the loggers: `self.log` would cost a millisecond at every step (measured) for lines that are rare."""
+        metrics = {**metrics, "progress/tokens": step * self.rows_per_step * self.row_tokens}
         for logger in self.loggers:
             logger.log_metrics(metrics, step=step)
 

@@ -30,6 +30,11 @@ class RunDirectory:
         return self.path / "model"
 
     @property
+    def tokenizer(self) -> Path:
+        """The tokenizer, from the start, so that checkpoints of an unfinished run can be read."""
+        return self.path / "tokenizer"
+
+    @property
     def started(self) -> bool:
         """Whether a run was ever started here."""
         return self.experiment.exists()

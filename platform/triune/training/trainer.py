@@ -144,5 +144,6 @@ def _quiet() -> None:
         ".*You're resuming from a checkpoint that ended before the epoch ended.*",  # our loader resumes to the row
         ".*`IterableDataset` has `__len__` defined.*",
         ".*Trying to infer the `batch_size`.*",
+        ".*LeafSpec.*is deprecated.*",  # Lightning 2.6 over torch 2.13
     ):
         warnings.filterwarnings("ignore", message=text)

@@ -136,7 +136,7 @@ def start_from(model: nn.Module, saved: Saved, *, tokenizer: str) -> None:
     if saved.tokenizer != tokenizer:
         raise UserError(
             f"init.from: {saved.path} was trained with another tokenizer (fingerprint {saved.tokenizer[:12]}, the data's is "
-            f"{tokenizer[:12]}); set data.tokenizer: {{kind: pretrained, path: {_tokenizer_hint(saved.path)}}}"
+            f"{tokenizer[:12]}); set data.tokenizer: {{kind: pretrained, path: {tokenizer_place(saved.path)}}}"
         )
     wanted = dict(model.named_parameters())
     given = {name: tensor for name, tensor in saved.tensors.items() if name in wanted or not _is_tied(model, name)}
@@ -168,5 +168,14 @@ def _is_tied(model: nn.Module, name: str) -> bool:
     return name in dict(model.named_parameters(remove_duplicate=False)) or name in dict(model.named_buffers())
 
 
-def _tokenizer_hint(path: Path) -> Path:
-    return path if path.is_dir() else path.parent.parent.parent / "model"
+def tokenizer_place(path: Path) -> Path:
+    """Where the tokenizer of weights at `path` lies: in `model/` itself, or for a checkpoint in `<run>/tokenizer`."""
+    return path if path.is_dir() else path.parent.parent.parent / "tokenizer"
+
+
+def tokenizer_of(saved: Saved) -> Tokenizer:
+    """The tokenizer beside the weights; UserError where it is gone."""
+    place = tokenizer_place(saved.path)
+    if not place.is_dir():
+        raise UserError(f"{saved.path}: its tokenizer is not at {place}; give the run directory as a whole")
+    return Tokenizer.load(place)

@@ -171,6 +171,51 @@ def test_layers_share_masks_and_constant_biases(monkeypatch):
     assert len(packed._memo) == before
 
 
+@pytest.mark.parametrize("backend", list(BACKENDS))
+def test_what_is_remembered_for_one_call_is_not_served_to_another(backend):
+    def layouts():
+        return SequenceLayout.packed([[2, 4], [5]], 6), SequenceLayout.packed([[3, 3], [2, 1]], 6)
+
+    shared, other = layouts()
+    for bias in (None, AlibiBias(4)):
+        for pattern in (causal(), window(1, 0), full(), ~causal()):
+            for cross in (False, True):
+                query_layout, key_layout = layouts()
+                fresh = attend(
+                    *inputs(),
+                    pattern=pattern,
+                    query_layout=query_layout,
+                    key_layout=key_layout if cross else query_layout,
+                    bias=bias,
+                    backend=backend,
+                )
+                again = attend(
+                    *inputs(),
+                    pattern=pattern,
+                    query_layout=shared,
+                    key_layout=other if cross else shared,
+                    bias=bias,
+                    backend=backend,
+                )
+                assert torch.equal(fresh, again)
+
+
+@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("bias", [None, AlibiBias(4)], ids=["no bias", "alibi"])
+def test_an_empty_source_gives_zero(backend, bias):
+    query, key, value = (t.requires_grad_() for t in inputs(queries=3, keys=6))
+    targets, source = SequenceLayout.from_lengths([3, 2], 3), SequenceLayout.from_lengths([0, 4], 6)
+    output = attend(
+        query, key, value, pattern=full(), query_layout=targets, key_layout=source, bias=bias, backend=backend
+    )
+    output.sum().backward()
+    for tensor in (output, query.grad, key.grad, value.grad):
+        assert (tensor[0] == 0).all()
+        assert torch.isfinite(tensor).all()
+    assert output[1, :, :2].abs().min() > 0
+    assert (output[1, :, 2] == 0).all()
+
+
 def test_a_learned_bias_is_never_remembered():
     table = torch.zeros(8, 4, requires_grad=True)
     packed = SequenceLayout.packed([[2, 4], [5]], 6)

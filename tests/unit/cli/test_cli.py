@@ -163,7 +163,7 @@ def test_pretrain_passes_the_experiment_on(calls):
         "2",
         "--nodes=2",
     ]
-    assert cli.main([*arguments, "--overrides=model.heads=3 'tracking.tags=[a b]'", "--restart"]) == 0
+    assert cli.main([*arguments, "--overrides", "model.heads=3 'tracking.tags=[a b]'", "--restart"]) == 0
     [(verb, (experiment,), keywords)] = calls
     assert (verb, keywords) == ("pretrain", {"stage": "pretrain", "restart": True, "config_path": DECODER})
     assert (experiment.name, experiment.model.layers, experiment.model.heads) == ("trial-7", 3, 3)

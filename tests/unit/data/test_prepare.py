@@ -158,7 +158,7 @@ def test_validation_sources_take_the_place_of_the_share(config: DataConfig, tmp_
 
 
 def test_pairs_keep_their_split(config: DataConfig, tmp_path: Path) -> None:
-    rows = [{"en": text, "de": text.upper()} for text in lines(50)] + [{"en": "alone", "de": " "}]
+    rows = [{"en": text, "de": f"{text.upper()} !"} for text in lines(50)] + [{"en": "alone", "de": " "}]
     (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     source = SourceConfig(path=str(tmp_path / "pairs.jsonl"), column="en", target_column="de")
     prepared = prepare(dataclasses.replace(config, train=[source], validation_share=0.0), progress=False)

@@ -43,7 +43,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["max_distance is 16", "buckets = 32"],
     ),
     "decoder layers": ({"decoder_layers": 2}, ["decoder_layers is 2", "family is decoder"]),
-    "pattern": ({"attention": {"pattern": "cuasal()"}}, ["model.attention.pattern", "cuasal", "causal"]),
+    "pattern": ({"attention": {"pattern": "cuasal()"}}, ["model.attention: ", "'cuasal'", "did you mean 'causal'"]),
     "no pattern": ({"attention": {"pattern": []}}, ["attention.pattern is an empty list"]),
     "patterns": ({"layers": 2, "attention": {"pattern": ["causal()"] * 3}}, ["lists 3 layers", "layers is 2"]),
     "future": ({"attention": {"pattern": "window(8, 8)"}}, ["'window(8, 8)'", "(window(8, 8)) & causal()"]),

@@ -103,7 +103,7 @@ def test_every_matrix_has_its_deviation(kind: str) -> None:
         spread(tensors, EXPECTED[kind][name])
     if kind == "xavier":
         bound = (6 / (M + H * D)) ** 0.5  # uniform: no number beyond sqrt(6 / (in + out)), and some near it
-        assert 0.97 * bound < float(found["query"][0].abs().max()) <= bound
+        assert 0.97 * bound < float(found["query"][0].detach().abs().max()) <= bound
 
 
 @pytest.mark.parametrize("kind", EXPECTED)

@@ -81,7 +81,7 @@ def test_activation_checkpointing_changes_neither_outputs_nor_gradients(family: 
     for model in (plain, saved):
         count = [0]
         for block in (module for module in model.modules() if isinstance(module, Block)):
-            block.register_forward_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
+            block.register_forward_pre_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
         torch.manual_seed(1)
         hidden = model(inputs, layout, **more)
         hidden.square().sum().backward()
@@ -103,15 +103,12 @@ def test_seed_decides_the_weights() -> None:
     assert not torch.equal(weights(3)[0], weights(4)[0])
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile wants a C++ compiler")
-@pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
-def test_compiled_equals_eager(family: str) -> None:
-    """Forward and gradients. The compiler fuses and reorders fp32 sums of up to 32 terms: 1e-4 as for the cache."""
+def compiled_and_eager(family: str, backend: str) -> None:
+    """Forward and gradients, packed. The compiler fuses and reorders fp32 sums of up to 32 terms: 1e-4 as for the cache."""
     torch._dynamo.reset()
     model: Any = build(TINY, family=family, layers=1, norm={"kind": "rms"})
     nn.init.normal_(model.embedding.weight)
-    compiled = torch.compile(model, dynamic=False)
+    compiled = torch.compile(model, dynamic=False, backend=backend)
     inputs, layout = ids(2, 8), SequenceLayout.packed([[3, 5], [8]], 8)
     more = {"source": ids(2, 6)} if family == "encoder_decoder" else {}
     grads = []
@@ -122,3 +119,14 @@ def test_compiled_equals_eager(family: str) -> None:
         grads.append([hidden.detach(), *(p.grad.clone() for p in model.parameters())])
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["encoder", "decoder", "encoder_decoder"])
+def test_traced_for_the_compiler_equals_eager(family: str) -> None:
+    compiled_and_eager(family, "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile wants a C++ compiler")
+def test_compiled_equals_eager() -> None:
+    compiled_and_eager("decoder", "inductor")

@@ -156,9 +156,10 @@ def test_prefix():
 
 def test_fill_in_the_middle():
     text = ids(10, 11, 12, 13)  # cuts int(0.6 * 5) = 3 and int(0.25 * 5) = 1: P 10, M 11 12, S 13
+    piece = Segment(text.ids, True, False)  # its middle ends here all the same
     whole = Segment(np.array([14]), True, False)
     draws = [[0.0, 0.9, 0.6, 0.25], [0.4, 0.1, 0.6, 0.25], [0.5, 0.0, 0.0, 0.0]]
-    row = example(FillInTheMiddleObjective(rate=0.5, suffix_first=0.5), [text, text, whole], draws)
+    row = example(FillInTheMiddleObjective(rate=0.5, suffix_first=0.5), [text, piece, whole], draws)
     same(
         row,
         targets=[7, 10, 9, 13, 8, 11, 12, 2, 7, 9, 13, 8, 10, 11, 12, 2, 14, 2],
