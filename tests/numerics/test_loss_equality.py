@@ -146,6 +146,7 @@ def test_select_by_a_host_count_asks_the_device_nothing() -> None:
     assert [len(tensor) for tensor in select(hidden, targets, weights, 3)] == [3, 3, 3]
     assert [len(tensor) for tensor in select(hidden, targets, weights, 5)] == [5, 5, 5]
     assert [len(tensor) for tensor in select(hidden, targets, weights)] == [5, 5, 5]
+    assert [len(tensor) for tensor in select(hidden, targets, weights, 0)] == [5, 5, 5]  # an unset count drops nothing
     order = torch.tensor([0.0, 2.0, 0.0, 0.5, 1.0]).argsort(descending=True, stable=True)[:3]  # its rule, with numbers
     assert sorted(order.tolist()) == [1, 3, 4]
 

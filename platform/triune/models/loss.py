@@ -90,18 +90,18 @@ def select(
         hidden: hidden states.
         targets: what each predicts.
         weights: at least 0.
-        selected: how many weights are above 0 (`Batch.predicted`), known on the host. None: a CPU counts by itself; on
-            another device, which would have to be waited for, all tokens stay.
+        selected: how many weights are above 0 (`Batch.predicted`), known on the host. A CPU counts by itself;
+            on another device, which would have to be waited for, None (or 0) lets all tokens stay.
     """
     hidden, targets, weights = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), weights.reshape(-1)
     if weights.device.type == "cpu":
-        selected = int(torch.count_nonzero(weights))
-    if selected is None or selected >= len(weights):
-        return hidden, targets, weights
-    if weights.device.type == "cpu":
         chosen = weights.nonzero().squeeze(1)
-    else:
+        if len(chosen) == len(weights):
+            return hidden, targets, weights
+    elif selected and selected < len(weights):
         chosen = weights.argsort(descending=True, stable=True)[:selected]  # of a size known on the host
+    else:
+        return hidden, targets, weights
     return hidden.index_select(0, chosen), targets.index_select(0, chosen), weights.index_select(0, chosen)
 
 

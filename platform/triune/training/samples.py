@@ -23,7 +23,7 @@ from triune.tracking.loggers import log_samples
 from triune.tracking.report import Sample
 from triune.training.weights import Saved, tokenizer_of
 
-_PROMPT = 24  # tokens of a validation document that a decoder goes on from
+_PROMPT = 24  # tokens of a validation document that a decoder goes on from, but at most half its context
 _DOCUMENT = 64  # tokens of a validation document that is corrupted and restored
 _NEW = 64  # most tokens written
 _SAMPLING = {"temperature": 0.8, "top_k": 50, "seed": 1}
@@ -45,7 +45,7 @@ def tasks(objective: Objective, rows: Sequence[Rows], count: int) -> list[Task]:
 
 def _task(objective: Objective, document: Segment, number: int) -> Task:
     if "decoder" in objective.families:
-        return Task(prompt=[objective.vocabulary.opening, *document.ids[:_PROMPT].tolist()])
+        return Task(prompt=[objective.vocabulary.opening, *document.ids[: min(_PROMPT, objective.context // 2 - 1)].tolist()])
     if document.split is None:
         document = Segment(document.ids[: min(_DOCUMENT, objective.longest)])
     example = objective([document], generator(0, 0, number))
@@ -69,7 +69,8 @@ def write(model: nn.Module, tokenizer: Tokenizer, work: Sequence[Task], **sampli
         answers = filled(prompts, fill(model, prompts, mask=vocabulary.mask, pad=vocabulary.pad))  # type: ignore[arg-type]
         return [_shown(tokenizer, given, answer, apart=True) for given, answer in zip(prompts, answers, strict=True)]
     sources = [task.source for task in work] if work[0].source is not None else None
-    chosen = {"max_new_tokens": _NEW, **(sampling if sources is None else {})}
+    room = int(model.config.context) - max(map(len, prompts))
+    chosen = {"max_new_tokens": max(1, min(_NEW, room)), **(sampling if sources is None else {})}
     answers = generate(
         model,  # type: ignore[arg-type]
         prompts,
@@ -143,8 +144,7 @@ def complete(model: nn.Module, saved: Saved, text: str, **sampling: Any) -> str:
             )
         return write(model, tokenizer, [Task(prompt=[vocabulary.opening, *ids, vocabulary.closing])])[0].continuation
     if family == "encoder_decoder":
-        start = vocabulary.bos if vocabulary.bos is not None else vocabulary.pad
-        task = Task(prompt=[start], source=[*ids, vocabulary.closing])
+        task = Task(prompt=[vocabulary.decoder_start], source=[*ids, vocabulary.closing])
         return write(model, tokenizer, [task], **sampling)[0].continuation
     sample = write(model, tokenizer, [Task(prompt=[vocabulary.opening, *ids])], **sampling)[0]
     return sample.prompt + sample.continuation
