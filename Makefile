@@ -15,7 +15,7 @@ DRY_RUN := ## 1 prints the resolved experiment, parameters, FLOPs and memory, an
 RESTART := ## 1 starts afresh in a new directory; deletes nothing
 RUN := ## generate: run directory or model directory [runs/pretrain/tiny-decoder]
 PROMPT := ## generate: text to go on from
-PYTHON := ## interpreter to build .venv with [the newest of Python 3.11 to 3.13 found]
+PYTHON := ## interpreter to build .venv with [python3, else the newest of Python 3.11 to 3.13 found]
 
 VENV := .venv
 STAMP := $(VENV)/.installed
@@ -49,7 +49,7 @@ install: $(STAMP) ## make .venv with exactly the packages of requirements.lock; 
 # A working Python 3.11 to 3.13 with venv, or a sentence that says what to install.
 define find_python
 found=""; without_venv=""; \
-for candidate in $${TRIUNE_PYTHON:-python3.13 python3.12 python3.11 python3 python}; do \
+for candidate in $${TRIUNE_PYTHON:-python3 python3.13 python3.12 python3.11 python}; do \
 	"$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null || continue; \
 	if "$$candidate" -c 'import venv, ensurepip' 2>/dev/null; then found="$$candidate"; break; fi; \
 	without_venv="$$candidate"; \

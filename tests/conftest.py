@@ -14,7 +14,29 @@ MODELS = {
     "encoder": {"model": {"family": "encoder", "head": {"transform": True}}, "objective": {"kind": "masked"}},
     "encoder_decoder": {"model": {"family": "encoder_decoder"}, "objective": {"kind": "span_corruption"}},
 }
-WORDS = "the a cat dog sees hears old young house garden and or with under over quickly slowly . , green blue".split()
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sees",
+    "hears",
+    "old",
+    "young",
+    "house",
+    "garden",
+    "and",
+    "or",
+    "with",
+    "under",
+    "over",
+    "quickly",
+    "slowly",
+    ".",
+    ",",
+    "green",
+    "blue",
+]
 
 
 def merge(base, extra):
@@ -81,7 +103,14 @@ def command(*arguments):
 def environment(tmp_path):
     """No account, no network, one thread."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "PYTEST"))}
-    return {**clean, "OMP_NUM_THREADS": "1", "HOME": str(tmp_path), "NO_COLOR": "1", "COLUMNS": "100", "HF_HUB_OFFLINE": "1"}
+    return {
+        **clean,
+        "OMP_NUM_THREADS": "1",
+        "HOME": str(tmp_path),
+        "NO_COLOR": "1",
+        "COLUMNS": "100",
+        "HF_HUB_OFFLINE": "1",
+    }
 
 
 @pytest.fixture
@@ -90,7 +119,12 @@ def triune(tmp_path):
 
     def run(*arguments, timeout=240):
         return subprocess.run(
-            command(*arguments), cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=timeout
+            command(*arguments),
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
 
     return run

@@ -22,6 +22,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from triune.attention.config import AttentionConfig
 from triune.models.build import build
 from triune.models.config import (
     FeedForwardConfig,
@@ -32,7 +33,6 @@ from triune.models.config import (
     NormConfig,
     T5Position,
 )
-from triune.attention.config import AttentionConfig
 
 WIDTH, LAYERS, HEADS = 384, 6, 6
 MASKED_SHARE = 0.15
@@ -53,15 +53,30 @@ class Case:
 def gpt2(batch: int, length: int, vocabulary: int) -> Case:
     """Decoder: learned positions, pre-norm LayerNorm, GELU (tanh), tied head; every position predicted."""
     config = ModelConfig(
-        family="decoder", vocabulary=vocabulary, context=length, width=WIDTH, layers=LAYERS, heads=HEADS,
-        position=LearnedPosition(), norm=NormConfig(), feed_forward=FeedForwardConfig(kind="gelu_tanh"),
-    )  # fmt: skip
+        family="decoder",
+        vocabulary=vocabulary,
+        context=length,
+        width=WIDTH,
+        layers=LAYERS,
+        heads=HEADS,
+        position=LearnedPosition(),
+        norm=NormConfig(),
+        feed_forward=FeedForwardConfig(kind="gelu_tanh"),
+    )
     ours = build(config)
     peer = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            vocab_size=vocabulary, n_positions=length, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False, attn_implementation="sdpa",
-        )  # fmt: skip
+            vocab_size=vocabulary,
+            n_positions=length,
+            n_embd=WIDTH,
+            n_layer=LAYERS,
+            n_head=HEADS,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            use_cache=False,
+            attn_implementation="sdpa",
+        )
     )
     row = torch.randint(0, vocabulary, (batch, length + 1))
     inputs, targets = row[:, :-1].contiguous(), row[:, 1:].contiguous()
@@ -81,18 +96,32 @@ def gpt2(batch: int, length: int, vocabulary: int) -> Case:
 def bert(batch: int, length: int, vocabulary: int) -> Case:
     """Encoder: learned positions, post-norm, GELU, masked-LM head; 15% of the positions predicted."""
     config = ModelConfig(
-        family="encoder", vocabulary=vocabulary, context=length, width=WIDTH, layers=LAYERS, heads=HEADS,
-        position=LearnedPosition(), norm=NormConfig(placement="post", epsilon=1e-12, embedding=True),
-        feed_forward=FeedForwardConfig(kind="gelu"), head=HeadConfig(transform=True, bias=True), token_types=2,
+        family="encoder",
+        vocabulary=vocabulary,
+        context=length,
+        width=WIDTH,
+        layers=LAYERS,
+        heads=HEADS,
+        position=LearnedPosition(),
+        norm=NormConfig(placement="post", epsilon=1e-12, embedding=True),
+        feed_forward=FeedForwardConfig(kind="gelu"),
+        head=HeadConfig(transform=True, bias=True),
+        token_types=2,
         initialization=InitializationConfig(kind="normal"),
-    )  # fmt: skip
+    )
     ours = build(config)
     peer = transformers.BertForMaskedLM(
         transformers.BertConfig(
-            vocab_size=vocabulary, max_position_embeddings=length, hidden_size=WIDTH, num_hidden_layers=LAYERS,
-            num_attention_heads=HEADS, intermediate_size=4 * WIDTH, hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0, attn_implementation="sdpa",
-        )  # fmt: skip
+            vocab_size=vocabulary,
+            max_position_embeddings=length,
+            hidden_size=WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            intermediate_size=4 * WIDTH,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            attn_implementation="sdpa",
+        )
     )
     inputs = torch.randint(0, vocabulary, (batch, length))
     targets = torch.randint(0, vocabulary, (batch, length))
@@ -113,17 +142,33 @@ def bert(batch: int, length: int, vocabulary: int) -> Case:
 def t5(batch: int, length: int, vocabulary: int) -> Case:
     """Encoder-decoder: relative buckets, RMS norm, ReLU, tied head; targets of a quarter of the source's length."""
     config = ModelConfig(
-        family="encoder_decoder", vocabulary=vocabulary, context=length, width=WIDTH, layers=LAYERS, heads=HEADS,
-        position=T5Position(), norm=NormConfig(kind="rms", epsilon=1e-6), bias=False,
-        feed_forward=FeedForwardConfig(kind="relu", width=4 * WIDTH), attention=AttentionConfig(scale=1.0),
-        head=HeadConfig(scale=WIDTH**-0.5), initialization=InitializationConfig(kind="t5"),
-    )  # fmt: skip
+        family="encoder_decoder",
+        vocabulary=vocabulary,
+        context=length,
+        width=WIDTH,
+        layers=LAYERS,
+        heads=HEADS,
+        position=T5Position(),
+        norm=NormConfig(kind="rms", epsilon=1e-6),
+        bias=False,
+        feed_forward=FeedForwardConfig(kind="relu", width=4 * WIDTH),
+        attention=AttentionConfig(scale=1.0),
+        head=HeadConfig(scale=WIDTH**-0.5),
+        initialization=InitializationConfig(kind="t5"),
+    )
     ours = build(config)
     peer = transformers.T5ForConditionalGeneration(
         transformers.T5Config(
-            vocab_size=vocabulary, d_model=WIDTH, d_kv=WIDTH // HEADS, d_ff=4 * WIDTH, num_layers=LAYERS,
-            num_heads=HEADS, dropout_rate=0.0, use_cache=False, decoder_start_token_id=0,
-        )  # fmt: skip
+            vocab_size=vocabulary,
+            d_model=WIDTH,
+            d_kv=WIDTH // HEADS,
+            d_ff=4 * WIDTH,
+            num_layers=LAYERS,
+            num_heads=HEADS,
+            dropout_rate=0.0,
+            use_cache=False,
+            decoder_start_token_id=0,
+        )
     )
     source = torch.randint(0, vocabulary, (batch, length))
     target = length // 4
@@ -214,13 +259,15 @@ def main() -> None:
                 found = compare(case, precision, options.steps)
                 lines.append(
                     f"| {case.name} | {ours / 1e6:.1f}M | {vocabulary:,} | {precision} | {found['ours']:,.0f} | "
-                    f"{found['peer']:,.0f} | **{found['ratio']:.2f}** ({found['low']:.2f}–{found['high']:.2f}) |"
+                    f"{found['peer']:,.0f} | **{found['ratio']:.2f}** ({found['low']:.2f}-{found['high']:.2f}) |"
                 )
                 print(lines[-1], flush=True)
     if options.out:
-        options.out.write_text("\n".join(lines) + f"\n\nCommand: `python {Path(__file__).relative_to(Path.cwd())} "
-                               f"--vocabulary {' '.join(map(str, options.vocabulary))} --batch {options.batch} "
-                               f"--length {options.length} --steps {options.steps}`\n")
+        options.out.write_text(
+            "\n".join(lines) + f"\n\nCommand: `python {Path(__file__).relative_to(Path.cwd())} "
+            f"--vocabulary {' '.join(map(str, options.vocabulary))} --batch {options.batch} "
+            f"--length {options.length} --steps {options.steps}`\n"
+        )
 
 
 if __name__ == "__main__":

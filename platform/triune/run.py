@@ -12,7 +12,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import nn
 
 from triune import experiment as experiments
 from triune.data.module import TextDataModule
@@ -21,6 +20,7 @@ from triune.data.prepare import prepare as prepare_data
 from triune.data.rows import Rows
 from triune.errors import UserError
 from triune.experiment import Experiment
+from triune.models.build import Transformer
 from triune.models.build import build as build_model
 from triune.objectives.base import Objective
 from triune.objectives.build import build as build_objective
@@ -39,6 +39,7 @@ from triune.training.samples import SampleTable, complete, write_samples
 from triune.training.schedules import schedule
 from triune.training.trainer import accelerator_of, build_trainer, check_trainer, world_size
 from triune.training.weights import describe, load_model, read_weights, save_model, start_from
+from triune.units import Count
 
 _VOCABULARY_MULTIPLE = 64  # matrix products like round numbers of columns
 
@@ -229,7 +230,7 @@ def data_module(parts: Parts) -> TextDataModule:
     )
 
 
-def _train(parts: Parts, model: nn.Module, directory: RunDirectory, stage: str) -> Outcome | None:
+def _train(parts: Parts, model: Transformer, directory: RunDirectory, stage: str) -> Outcome | None:
     """Fit, validate, save and sum up; None on a rank above 0."""
     experiment, run = parts.experiment, parts.experiment.run
     checkpoint = latest_checkpoint(directory.checkpoints)
@@ -373,7 +374,7 @@ def _saved_identity(checkpoint: Path | None) -> dict[str, Any] | None:
     return state["triune"].get("wandb")
 
 
-def _patterns(model: nn.Module) -> list[str]:
+def _patterns(model: Transformer) -> list[str]:
     """The attention patterns in use, as tags."""
     found = [str(module.pattern) for module in model.modules() if hasattr(module, "pattern")]
     return list(dict.fromkeys(found))
@@ -393,7 +394,7 @@ def _row_length(experiment: Experiment) -> int:
     return experiment.data.rows.length or int(experiment.model.context)
 
 
-def _opening(parts: Parts, model: nn.Module, directory: RunDirectory, how: str, checkpoint: Path | None) -> str:
+def _opening(parts: Parts, model: Transformer, directory: RunDirectory, how: str, checkpoint: Path | None) -> str:
     """Two lines before the bar: what trains on what, and where it starts."""
     count = sum(p.numel() for p in model.parameters())
     begin = f"continuing from {checkpoint}" if checkpoint else "from the first step"
@@ -416,5 +417,5 @@ def _following(parts: Parts, directory: RunDirectory, wandb: str | None) -> list
     ]
 
 
-def _round_up(entries: int) -> int:
-    return -(-entries // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+def _round_up(entries: int) -> Count:
+    return Count(-(-entries // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE)

@@ -2,8 +2,10 @@
 
 import errno
 import json
+from pathlib import Path
 
 import pytest
+
 from triune.cli import main
 from triune.training.checkpoints import list_checkpoints
 
@@ -94,7 +96,9 @@ def test_context_beyond_a_learned_position_table(refused, write_config, tmp_path
     learned = {"model": {"position": {"kind": "learned"}}}
     assert main(["pretrain", str(write_config("decoder", QUICK | learned))]) == 0
     run = tmp_path / "runs" / "pretrain" / "run"
-    longer = write_config("decoder", {**QUICK, "model": {"position": {"kind": "learned"}, "context": 64}}, name="longer")
+    longer = write_config(
+        "decoder", {**QUICK, "model": {"position": {"kind": "learned"}, "context": 64}}, name="longer"
+    )
     shown = refused("finetune", longer, f"init.from={run}")
     assert "model.context: 64" in shown
     assert "32 positions" in shown
@@ -129,7 +133,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_whole(refused, write_config,
     def full_at_the_third(checkpoint, path):
         if next(count) < 2:
             return written(checkpoint, path)
-        open(path, "wb").write(b"half")
+        Path(path).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch_io, "_atomic_save", full_at_the_third)

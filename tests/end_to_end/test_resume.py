@@ -58,7 +58,9 @@ def test_a_run_killed_twice_ends_as_one_that_was_not(family, write_config, triun
 
 
 @pytest.mark.slow
-def test_the_same_command_again_says_that_the_run_is_complete_and_restart_starts_another(write_config, triune, tmp_path):
+def test_the_same_command_again_says_that_the_run_is_complete_and_restart_starts_another(
+    write_config, triune, tmp_path
+):
     config = write_config("decoder", {"run": {"tokens": 10 * 128, "validate_every": "5 steps"}})
     assert triune("pretrain", config).returncode == 0
     weights = tmp_path / "runs" / "pretrain" / "run" / "model" / "model.safetensors"

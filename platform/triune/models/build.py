@@ -15,6 +15,9 @@ from triune.models.encoder_decoder import EncoderDecoder
 from triune.models.initialization import initialize
 from triune.tree import construct, load_yaml, merge, to_tree
 
+#: a model of any family
+Transformer = Encoder | Decoder | EncoderDecoder
+
 _FAMILIES: dict[str, type[Encoder] | type[Decoder] | type[EncoderDecoder]] = {
     "encoder": Encoder,
     "decoder": Decoder,
@@ -22,9 +25,7 @@ _FAMILIES: dict[str, type[Encoder] | type[Decoder] | type[EncoderDecoder]] = {
 }
 
 
-def build(
-    config: ModelConfig | Mapping[str, Any] | str | PathLike[str], **overrides: Any
-) -> Encoder | Decoder | EncoderDecoder:
+def build(config: ModelConfig | Mapping[str, Any] | str | PathLike[str], **overrides: Any) -> Transformer:
     """A freshly initialized model, drawn from torch's default generator.
 
     Args:

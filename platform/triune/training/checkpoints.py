@@ -117,7 +117,7 @@ class RunCheckpoints(Checkpoint):
         """Note a new best and save if one is due, or if this is the best so far."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        loss = pl_module.validation["validation/loss"]  # type: ignore[index, union-attr]
+        loss = float(trainer.callback_metrics["validation/loss"])
         best = loss < self.best
         if best:
             self.best, self.best_step = loss, trainer.global_step

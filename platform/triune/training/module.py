@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
 from torchmetrics import MeanMetric
 
 from triune.errors import UserError
+from triune.models.build import Transformer
 from triune.models.loss import LossOutput
 from triune.objectives.base import Objective
 from triune.objectives.batch import Batch
@@ -57,7 +59,7 @@ class TransformerModule(LightningModule):
     def __init__(
         self,
         *,
-        model: nn.Module,
+        model: Transformer,
         objective: Objective,
         optimizer: OptimizerConfig,
         schedule: Callable[[int], float],
@@ -103,7 +105,7 @@ class TransformerModule(LightningModule):
         # one call of the inner model: what torch.compile compiled and what DDP's hooks watch
         hidden = self.model(batch.inputs, batch.layout, source=batch.source, source_layout=batch.source_layout)
         config = self.objective.config
-        return self.model.head.loss(  # type: ignore[no-any-return, union-attr, operator]
+        return self.model.head.loss(
             hidden,
             batch.targets,
             batch.weights,
@@ -122,7 +124,7 @@ class TransformerModule(LightningModule):
         """One optimizer step over the micro-batches of this rank."""
         step = self.trainer.global_step
         torch.manual_seed(_mix(self.seed, step, self.global_rank))
-        optimizer = self.optimizers()
+        optimizer = cast("LightningOptimizer", self.optimizers())
         local = torch.stack([micro.weights.sum() for micro in batch]).sum()
         weight = self._sum_over_ranks(local.clone()).clamp_min(_LEAST_WEIGHT)
         for index, micro in enumerate(batch):

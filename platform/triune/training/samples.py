@@ -9,13 +9,14 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from torch import nn
 
 from triune.data.rows import Rows
 from triune.data.tokenizers import Tokenizer
 from triune.errors import UserError
 from triune.inference.filling import fill, filled
 from triune.inference.generation import generate
+from triune.models.build import Transformer
+from triune.models.encoder import Encoder
 from triune.objectives.base import Objective
 from triune.objectives.batch import Segment
 from triune.objectives.seeding import generator
@@ -45,7 +46,9 @@ def tasks(objective: Objective, rows: Sequence[Rows], count: int) -> list[Task]:
 
 def _task(objective: Objective, document: Segment, number: int) -> Task:
     if "decoder" in objective.families:
-        return Task(prompt=[objective.vocabulary.opening, *document.ids[: min(_PROMPT, objective.context // 2 - 1)].tolist()])
+        return Task(
+            prompt=[objective.vocabulary.opening, *document.ids[: min(_PROMPT, objective.context // 2 - 1)].tolist()]
+        )
     if document.split is None:
         document = Segment(document.ids[: min(_DOCUMENT, objective.longest)])
     example = objective([document], generator(0, 0, number))
@@ -54,7 +57,7 @@ def _task(objective: Objective, document: Segment, number: int) -> Task:
     return Task(prompt=example.inputs[:1].tolist(), source=example.source.tolist())
 
 
-def write(model: nn.Module, tokenizer: Tokenizer, work: Sequence[Task], **sampling: Any) -> list[Sample]:
+def write(model: Transformer, tokenizer: Tokenizer, work: Sequence[Task], **sampling: Any) -> list[Sample]:
     """What the model makes of each task, as text.
 
     A decoder goes on (sampled), an encoder fills the masks and an encoder-decoder spells out its target (both by the best
@@ -64,25 +67,16 @@ def write(model: nn.Module, tokenizer: Tokenizer, work: Sequence[Task], **sampli
         return []
     vocabulary = tokenizer.vocabulary
     prompts = [task.prompt for task in work]
-    if model.config.family == "encoder":
+    if isinstance(model, Encoder):
         assert vocabulary.mask is not None
-        answers = filled(prompts, fill(model, prompts, mask=vocabulary.mask, pad=vocabulary.pad))  # type: ignore[arg-type]
+        answers = filled(prompts, fill(model, prompts, mask=vocabulary.mask, pad=vocabulary.pad))
         return [_shown(tokenizer, given, answer, apart=True) for given, answer in zip(prompts, answers, strict=True)]
-    sources = [task.source for task in work] if work[0].source is not None else None
+    sources = [task.source for task in work if task.source is not None] or None
     room = int(model.config.context) - max(map(len, prompts))
     chosen = {"max_new_tokens": max(1, min(_NEW, room)), **(sampling if sources is None else {})}
-    answers = generate(
-        model,  # type: ignore[arg-type]
-        prompts,
-        sources=sources,  # type: ignore[arg-type]
-        eos=vocabulary.closing,
-        pad=vocabulary.pad,
-        **chosen,
-    )
-    apart = sources is not None
-    return [
-        _shown(tokenizer, given, answer, apart=apart) for given, answer in zip(sources or prompts, answers, strict=True)
-    ]
+    answers = generate(model, prompts, sources=sources, eos=vocabulary.closing, pad=vocabulary.pad, **chosen)
+    given = sources or prompts
+    return [_shown(tokenizer, g, answer, apart=sources is not None) for g, answer in zip(given, answers, strict=True)]
 
 
 def _shown(tokenizer: Tokenizer, given: Sequence[int], answer: Sequence[int], *, apart: bool) -> Sample:
@@ -100,7 +94,7 @@ def _shown(tokenizer: Tokenizer, given: Sequence[int], answer: Sequence[int], *,
 
 
 def write_samples(
-    model: nn.Module, objective: Objective, tokenizer: Tokenizer, rows: Sequence[Rows], *, count: int
+    model: Transformer, objective: Objective, tokenizer: Tokenizer, rows: Sequence[Rows], *, count: int
 ) -> list[Sample]:
     """What the model makes of the first validation documents."""
     return write(model, tokenizer, tasks(objective, rows, count), **_SAMPLING)
@@ -128,7 +122,7 @@ class SampleTable(Callback):
         log_samples(trainer.loggers, [(s.prompt, s.continuation) for s in samples], trainer.global_step)
 
 
-def complete(model: nn.Module, saved: Saved, text: str, **sampling: Any) -> str:
+def complete(model: Transformer, saved: Saved, text: str, **sampling: Any) -> str:
     """What a saved model makes of a person's text: it goes on from it, fills its masks or spells out its sentinels.
 
     Raises UserError where an encoder's text has no mask to fill.

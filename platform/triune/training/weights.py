@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from triune.data.tokenizers import Tokenizer
 from triune.errors import UserError
-from triune.models.build import build
+from triune.models.build import Transformer, build
 from triune.models.config import ModelConfig
 from triune.training.checkpoints import FILE, latest_checkpoint
 from triune.tree import construct, to_tree
@@ -34,7 +34,7 @@ class Saved:
     tensors: dict[str, Tensor]
 
 
-def describe(model: nn.Module, *, objective: str, tokenizer: str) -> dict[str, Any]:
+def describe(model: Transformer, *, objective: str, tokenizer: str) -> dict[str, Any]:
     """What `config.json` and each checkpoint say about the weights beside them."""
     return {
         "model_type": "triune",
@@ -44,12 +44,12 @@ def describe(model: nn.Module, *, objective: str, tokenizer: str) -> dict[str, A
     }
 
 
-def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+def own_tensors(model: Transformer) -> dict[str, Tensor]:
     """Parameters by name, each tied tensor once, under its first name."""
     return {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
 
 
-def save_model(model: nn.Module, tokenizer: Tokenizer, directory: Path, *, objective: str) -> None:
+def save_model(model: Transformer, tokenizer: Tokenizer, directory: Path, *, objective: str) -> None:
     """Write `directory` with weights, config and tokenizer; it has its name only when it is whole."""
     draft = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(draft, ignore_errors=True)
@@ -109,7 +109,7 @@ def _saved(path: Path, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Sav
     )
 
 
-def load_model(path: str | Path) -> tuple[nn.Module, Saved]:
+def load_model(path: str | Path) -> tuple[Transformer, Saved]:
     """A model in eval mode with the weights at `path`."""
     saved = read_weights(path, option="model")
     model = build(saved.model)
@@ -117,7 +117,7 @@ def load_model(path: str | Path) -> tuple[nn.Module, Saved]:
     return model.eval(), saved
 
 
-def start_from(model: nn.Module, saved: Saved, *, tokenizer: str) -> None:
+def start_from(model: Transformer, saved: Saved, *, tokenizer: str) -> None:
     """Copy weights into `model`.
 
     Args:
@@ -163,7 +163,7 @@ def start_from(model: nn.Module, saved: Saved, *, tokenizer: str) -> None:
             parameter.copy_(given[name])
 
 
-def _is_tied(model: nn.Module, name: str) -> bool:
+def _is_tied(model: Transformer, name: str) -> bool:
     """Whether `name` is a second name of a tensor that has another, or a buffer."""
     return name in dict(model.named_parameters(remove_duplicate=False)) or name in dict(model.named_buffers())
 

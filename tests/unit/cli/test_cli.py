@@ -41,7 +41,7 @@ def calls(monkeypatch):
 
 def _process(*arguments, **keywords):
     return subprocess.run(
-        [sys.executable, "-m", "triune.cli", *arguments], capture_output=True, text=True, check=False, **keywords
+        [sys.executable, "-m", "triune.cli", *arguments], capture_output=True, text=True, check=False, timeout=60, **keywords
     )
 
 
@@ -58,7 +58,7 @@ def test_help_and_config_errors_import_nothing_heavy(arguments):
         f"import sys; from triune.cli import main; main({arguments!r}); "
         f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert told.stdout.splitlines()[-1] == "HEAVY []"
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from safetensors.torch import load_file
+
 from triune.cli import main
 
 

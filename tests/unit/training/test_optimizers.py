@@ -53,7 +53,12 @@ def test_only_matrices_decay_and_nothing_is_left_out(config):
     model = toy()
     decays = decays_of(build_optimizer(config, model), model)
     assert set(decays) == {n for n, _ in model.named_parameters()}
-    assert {n for n, d in decays.items() if d} == {"embedding.weight", "blocks.0.weight", "blocks.1.weight", "head.weight"}
+    assert {n for n, d in decays.items() if d} == {
+        "embedding.weight",
+        "blocks.0.weight",
+        "blocks.1.weight",
+        "head.weight",
+    }
 
 
 def test_muon_moves_block_matrices_alone():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from triune.attention.attend import attend
+from triune.attention.dispatch import attend
 from triune.attention.bias import ScoreBias
 from triune.attention.layout import SequenceLayout
 from triune.attention.patterns import Pattern

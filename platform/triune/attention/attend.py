@@ -1,1 +1,0 @@
-from triune.attention.dispatch import attend as attend
