@@ -4,7 +4,9 @@
 
 Each measurement is a process of its own, since a process never gives all of its memory back; the variants take turns, so that
 a busy minute falls on all of them. Memory is the peak of the resident set above that before the first forward pass (inputs and
-weights made); time is the median of forward and backward passes after a first one that is not counted.
+weights made); times are
+medians of forward and backward passes after a first one that is not counted; that of the CPU, over all threads, also holds on a
+machine that others use (with more than one thread it counts their waiting for each other).
 """
 
 from __future__ import annotations
@@ -68,15 +70,20 @@ def measure(variant: str, vocabulary: int, precision: str, repeats: int) -> dict
     targets = torch.randint(vocabulary, (ROWS,))
     torch.mm(torch.ones(64, 64), torch.ones(64, 64))  # the libraries' own buffers
     before = resident("VmRSS")
-    seconds = []
+    seconds, cpu = [], []
     for _ in range(repeats + 1):
         hidden.grad = weight.grad = None
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
             loss = VARIANTS[variant](hidden, weight, targets)
         (loss / ROWS).backward()
         seconds.append(time.perf_counter() - start)
-    return {"mebibytes": resident("VmHWM") - before, "seconds": statistics.median(seconds[1:])}
+        cpu.append(time.process_time() - cpu_start)
+    return {
+        "mebibytes": resident("VmHWM") - before,
+        "seconds": statistics.median(seconds[1:]),
+        "cpu": statistics.median(cpu[1:]),
+    }
 
 
 def resident(line: str) -> float:
@@ -94,17 +101,20 @@ def in_a_process(variant: str, vocabulary: int, precision: str, repeats: int, th
 
 
 def table(results: dict[tuple[int, str, str], list[dict[str, float]]]) -> str:
-    """Markdown: medians over the rounds, and time as a multiple of triune's."""
+    """Markdown: medians over the rounds, and CPU time as a multiple of triune's."""
     lines = [
-        "| V | precision | variant | peak, MiB | forward and backward, ms | times triune's |",
-        "|---|---|---|---|---|---|",
+        "| V | precision | variant | peak, MiB | wall, ms | CPU, ms | CPU, times triune's |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for (vocabulary, precision, variant), rounds in results.items():
-        memory = statistics.median(found["mebibytes"] for found in rounds)
-        seconds = statistics.median(found["seconds"] for found in rounds)
-        ours = statistics.median(found["seconds"] for found in results[vocabulary, precision, "triune, chunked"])
+    middle = {
+        case: {name: statistics.median(found[name] for found in rounds) for name in rounds[0]}
+        for case, rounds in results.items()
+    }
+    for (vocabulary, precision, variant), found in middle.items():
+        ratio = found["cpu"] / middle[vocabulary, precision, "triune, chunked"]["cpu"]
         lines.append(
-            f"| {vocabulary:,} | {precision} | {variant} | {memory:,.0f} | {seconds * 1e3:,.0f} | {seconds / ours:.2f} |"
+            f"| {vocabulary:,} | {precision} | {variant} | {found['mebibytes']:,.0f} | {found['seconds'] * 1e3:,.0f} "
+            f"| {found['cpu'] * 1e3:,.0f} | {ratio:.2f} |"
         )
     return "\n".join(lines)
 

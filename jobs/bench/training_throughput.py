@@ -23,7 +23,6 @@ import transformers
 from torch import Tensor, nn
 
 from triune.attention.config import AttentionConfig
-from triune.models.build import build
 from triune.models.config import (
     FeedForwardConfig,
     HeadConfig,
@@ -33,6 +32,7 @@ from triune.models.config import (
     NormConfig,
     T5Position,
 )
+from triune.models.factory import build
 
 WIDTH, LAYERS, HEADS = 384, 6, 6
 MASKED_SHARE = 0.15

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from triune.attention.layout import SequenceLayout
 from triune.attention.patterns import causal, full
 from triune.models.block import Block, Residual
-from triune.models.build import resolve
 from triune.models.config import FeedForwardConfig, ModelConfig, NormConfig
+from triune.models.factory import resolve
 from triune.models.layers.attention import MultiHeadAttention, Surroundings
 from triune.models.layers.embedding import InputEmbedding
 from triune.models.layers.feed_forward import FeedForward

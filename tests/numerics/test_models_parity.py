@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor, nn
 
 from triune.attention.layout import SequenceLayout
-from triune.models.build import build
+from triune.models.factory import build
 
 V, M, F, H, D, T, S = 96, 32, 48, 4, 8, 12, 9
 

@@ -16,8 +16,8 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from triune.attention.bias import t5_bucket
 from triune.attention.layout import SequenceLayout
 from triune.attention.patterns import causal, full
-from triune.models.build import resolve
 from triune.models.config import RotaryPosition, T5Position
+from triune.models.factory import resolve
 from triune.models.layers.attention import MultiHeadAttention, Surroundings
 from triune.models.layers.position import RelativeBias, Rotary, rotate
 

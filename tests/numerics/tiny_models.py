@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from triune.models.build import build
+from triune.models.factory import build
 
 V = 40
 POSITIONS: dict[str, dict[str, Any]] = {

@@ -6,6 +6,6 @@ __getattr__ = lazy.attach(
         "Decoder": "triune.models.decoder",
         "Encoder": "triune.models.encoder",
         "EncoderDecoder": "triune.models.encoder_decoder",
-        "build": "triune.models.build",
+        "build": "triune.models.factory",
     },
 )

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from triune.errors import UserError
-from triune.models.build import Transformer
+from triune.models.factory import Transformer
 from triune.models.loss import LossOutput
 from triune.objectives.base import Objective
 from triune.objectives.batch import Batch

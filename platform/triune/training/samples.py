@@ -15,8 +15,8 @@ from triune.data.tokenizers import Tokenizer
 from triune.errors import UserError
 from triune.inference.filling import fill, filled
 from triune.inference.generation import generate
-from triune.models.build import Transformer
 from triune.models.encoder import Encoder
+from triune.models.factory import Transformer
 from triune.objectives.base import Objective
 from triune.objectives.batch import Segment
 from triune.objectives.seeding import generator

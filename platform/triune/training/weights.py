@@ -14,8 +14,8 @@ from torch import Tensor
 
 from triune.data.tokenizers import Tokenizer
 from triune.errors import UserError
-from triune.models.build import Transformer, build
 from triune.models.config import ModelConfig
+from triune.models.factory import Transformer, build
 from triune.training.checkpoints import FILE, latest_checkpoint
 from triune.tree import construct, to_tree
 

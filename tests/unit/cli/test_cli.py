@@ -41,7 +41,12 @@ def calls(monkeypatch):
 
 def _process(*arguments, **keywords):
     return subprocess.run(
-        [sys.executable, "-m", "triune.cli", *arguments], capture_output=True, text=True, check=False, timeout=60, **keywords
+        [sys.executable, "-m", "triune.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        **keywords,
     )
 
 

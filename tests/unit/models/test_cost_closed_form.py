@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from triune.attention.patterns import parse
 from triune.errors import UserError
 from triune.models import cost
-from triune.models.build import build, resolve
+from triune.models.factory import build, resolve
 
 torch.set_num_threads(1)
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from triune.models import heads as heads_module
-from triune.models.build import resolve
+from triune.models.factory import resolve
 from triune.models.heads import VocabularyHead
 
 torch.set_num_threads(1)

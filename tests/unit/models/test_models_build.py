@@ -10,11 +10,11 @@ import torch
 
 from triune.attention.layout import SequenceLayout
 from triune.errors import UserError
-from triune.models.build import build, resolve
 from triune.models.config import AlibiPosition, ModelConfig
 from triune.models.decoder import Decoder
 from triune.models.encoder import Encoder
 from triune.models.encoder_decoder import EncoderDecoder
+from triune.models.factory import build, resolve
 from triune.models.layers.attention import MultiHeadAttention
 
 TINY: dict[str, Any] = {"vocabulary": 40, "width": 32, "layers": 2, "heads": 4, "context": 16}

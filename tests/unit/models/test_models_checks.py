@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from triune.errors import UserError
-from triune.models.build import resolve
 from triune.models.checks import check, layer_patterns
+from triune.models.factory import resolve
 
 WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "heads": ({"width": 100, "heads": 8}, ["model.heads is 8", "model.width = 100", "use 5 or 10", "head_width"]),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from triune.models.build import build
+from triune.models.factory import build
 
 M, F, H, K, D, V, L = 48, 80, 4, 2, 16, 150, 3
 

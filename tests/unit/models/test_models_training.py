@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from triune.attention.layout import SequenceLayout
 from triune.models.block import Block, Residual
-from triune.models.build import build, resolve
+from triune.models.factory import build, resolve
 from triune.models.layers.drop import StochasticDepth
 
 TINY: dict[str, Any] = {"vocabulary": 40, "width": 32, "layers": 3, "heads": 4, "context": 16}

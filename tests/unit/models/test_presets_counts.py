@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from triune.models import cost
-from triune.models.build import build, resolve
+from triune.models.factory import build, resolve
 
 PRESETS = Path(__file__).parents[3] / "configs" / "model"
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from triune.attention.dispatch import attend
 from triune.attention.bias import ScoreBias
+from triune.attention.dispatch import attend
 from triune.attention.layout import SequenceLayout
 from triune.attention.patterns import Pattern
 from triune.models.config import ModelConfig
