@@ -4,9 +4,8 @@
 
 Each measurement is a process of its own, since a process never gives all of its memory back; the variants take turns, so that
 a busy minute falls on all of them. Memory is the peak of the resident set above that before the first forward pass (inputs and
-weights made); times are
-medians of forward and backward passes after a first one that is not counted; that of the CPU, over all threads, also holds on a
-machine that others use (with more than one thread it counts their waiting for each other).
+weights made). Times are medians of forward and backward passes after a first one that is not counted; that of the CPU, over all
+threads, also holds on a machine that others use (with more than one thread it counts their waiting for each other).
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def bert(batch: int, length: int, vocabulary: int) -> Case:
     labels = targets.masked_fill(~masked, -100)
 
     def loss_ours() -> Tensor:
-        out = ours.head.loss(ours(inputs), targets, weights, select=True)
+        out = ours.head.loss(ours(inputs), targets, weights)
         return out.total / out.weight
 
     def loss_peer() -> Tensor:

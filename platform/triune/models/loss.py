@@ -7,15 +7,15 @@ and vocabulary are added up in the forward pass; the backward pass only scales t
 is recomputed. (Not to keep logits: Liger Kernel, Hsu et al. 2024; Cut Cross-Entropy, Wijmans et al. 2024.)
 
 Why not torch's own `linear_cross_entropy` (2.13): its chunked form knows no label smoothing, z-loss or weights a token,
-and counts no hits, so it could serve no call of this package. Nor is it faster. Milliseconds forward and backward,
-medians of interleaved runs, N = 2048, M = 384, one thread of a Xeon with AVX-512 and no AMX; "plain" is
-`cross_entropy(linear(hidden).float())`, "torch" the best of its options by default and of chunks of 256 rows:
+and counts no hits, so it could serve no call of this package. Milliseconds forward and backward and MiB at the peak, by
+`jobs/bench/loss_memory.py`, N = 2048, M = 384, one thread of a Xeon with AVX-512 and no AMX; "plain" is
+`cross_entropy(linear(hidden).float())`, "256" its op in chunks of 256 rows, which do well where its default does not:
 
-    V        precision  plain  torch  this module
-    8,192    fp32         409    294    292
-    8,192    bf16 mixed   693    457    302
-    50,304   fp32       3,690  1,959  2,020
-    50,304   bf16 mixed 4,334  4,169  1,982
+    V        precision    plain         torch         torch chunked  torch 256    this module
+    8,192    fp32           410   224     407   224      360  109      305  126     321   40
+    8,192    bf16 mixed     689   228     705   210      438  197      376  198     315   41
+    50,304   fp32         2,647 1,201   2,517 1,202   12,095  234    1,994  231   2,158  184
+    50,304   bf16 mixed   4,159 1,228   4,365 1,233   16,728  457    2,799  508   1,998  184
 """
 
 from __future__ import annotations
