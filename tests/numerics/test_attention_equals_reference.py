@@ -266,7 +266,7 @@ def test_backends_agree_in_training_precision(backend, dtype, case):
 @given(case=cases())
 def test_bf16_agrees_whichever_kernel_the_machine_chooses(amx, case):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sdpa, "_has_amx", lambda: amx)
+        patch.setattr(sdpa, "cpu_multiplies_bfloat16", lambda: amx)
         agree(case, "sdpa", torch.bfloat16)
 
 

@@ -166,7 +166,7 @@ def test_rows_of_weight_zero_weigh_nothing_where_all_rows_pass() -> None:
 
 @pytest.mark.parametrize("tiles", [False, True], ids=["fp32 products", "bf16 products"])
 def test_bf16_autocast(monkeypatch: pytest.MonkeyPatch, tiles: bool) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": tiles})
+    monkeypatch.setattr(loss_module, "cpu_multiplies_bfloat16", lambda: tiles)
     torch.manual_seed(2)
     hidden, weight, bias = torch.randn(50, 32), torch.randn(77, 32) * 0.1, torch.randn(77)
     targets, weights = torch.randint(77, (50,)), torch.ones(50)
@@ -200,7 +200,7 @@ def test_bf16_autocast(monkeypatch: pytest.MonkeyPatch, tiles: bool) -> None:
 
 def test_vocabulary_gradient_is_not_rounded_at_every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """512 chunks that each add the same: a bf16 sum would stop growing at 256 times its addend."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    monkeypatch.setattr(loss_module, "cpu_multiplies_bfloat16", lambda: True)
     hidden, weight = torch.ones(512, 1), torch.zeros(2, 1, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         linear_cross_entropy(

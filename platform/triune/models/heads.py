@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triune.models.config import ModelConfig
+from triune.models.layers.linear import Linear
 from triune.models.layers.norm import build_norm
 from triune.models.loss import LossOutput, linear_cross_entropy, select
 
@@ -27,7 +28,7 @@ class VocabularyHead(nn.Module):
         head = config.head
         self.scale = head.scale
         self.chunk = config.loss_chunk
-        self.dense = nn.Linear(config.width, config.width, bias=head.transform_bias) if head.transform else None
+        self.dense = Linear(config.width, config.width, bias=head.transform_bias) if head.transform else None
         self.norm = build_norm(config.norm, config.width) if head.transform else None
         self.tied = embedding is not None
         self.weight = nn.Parameter(torch.empty(config.vocabulary, config.width)) if embedding is None else embedding

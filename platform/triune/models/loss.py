@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from triune.attention.hardware import cpu_multiplies_bfloat16
 from triune.models.cost import chunk_rows
 
 
@@ -110,7 +111,7 @@ def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
     if torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
-    if device == "cpu" and dtype.itemsize < 4 and not torch.cpu.get_capabilities().get("amx_bf16"):
+    if device == "cpu" and dtype.itemsize < 4 and not cpu_multiplies_bfloat16():
         return torch.float32
     return dtype
 

@@ -71,3 +71,7 @@ def table() -> str:
     """The metrics as a Markdown table, for the documentation."""
     rows = [f"| `{metric.name}` | {metric.unit} | {metric.meaning} |" for metric in METRICS]
     return "\n".join(["| metric | unit | meaning |", "|---|---|---|", *rows]) + "\n"
+
+
+if __name__ == "__main__":
+    print(table(), end="")

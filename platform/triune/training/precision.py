@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from triune.attention.hardware import cpu_multiplies_bfloat16
+
 
 def fast_bfloat16(accelerator: str) -> bool:
-    """Whether products in bfloat16 are faster than in float32 here: a GPU with native bf16, or a CPU with AMX tiles.
-
-    AVX-512 bf16 without AMX is not counted: its products measured no faster than float32
-    (110 against 134 GFLOP/s, 2048 x 512 x 2048 on two cores).
-    """
+    """Whether products in bfloat16 are faster than in float32 here: a GPU with native bf16, or a CPU with AMX tiles."""
     if accelerator in ("gpu", "cuda"):
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", None)
-    return bool(capabilities and capabilities().get("amx_bf16"))
+    return accelerator == "cpu" and cpu_multiplies_bfloat16()
 
 
 def default_precision(accelerator: str) -> tuple[str, str]:

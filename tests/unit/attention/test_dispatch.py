@@ -227,7 +227,7 @@ def test_a_learned_bias_is_never_remembered():
 @pytest.mark.parametrize("amx", [True, False])
 @pytest.mark.parametrize("biased", [True, False])
 def test_autocast_gives_its_dtype_and_the_references_numbers(amx, biased, monkeypatch):
-    monkeypatch.setattr(sdpa, "_has_amx", lambda: amx)
+    monkeypatch.setattr(sdpa, "cpu_multiplies_bfloat16", lambda: amx)
     query, key, value = inputs()
     bias = AlibiBias(4) if biased else None
     with torch.autocast("cpu", torch.bfloat16):

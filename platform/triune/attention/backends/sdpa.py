@@ -6,7 +6,6 @@ Legend: B batch, T query length, S key length, H heads, K key/value heads, D hea
 from __future__ import annotations
 
 from contextlib import nullcontext
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triune.attention.call import AttentionCall, bias_scores
+from triune.attention.hardware import cpu_multiplies_bfloat16
 from triune.attention.layout import Allowed, SequenceLayout
 from triune.attention.patterns import Pattern, causal
 
@@ -130,10 +130,4 @@ def _biased(call: AttentionCall, allowed: Allowed | None, dtype: torch.dtype) ->
 
 def _kernel_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
     """bf16 on a CPU without AMX tiles runs in fp32: half the time there, casts included, and exacter (docs/attention.md)."""
-    return torch.float32 if dtype == torch.bfloat16 and device == "cpu" and not _has_amx() else dtype
-
-
-@torch.compiler.assume_constant_result
-@cache
-def _has_amx() -> bool:
-    return bool(torch.cpu._is_amx_tile_supported())
+    return torch.float32 if dtype == torch.bfloat16 and device == "cpu" and not cpu_multiplies_bfloat16() else dtype

@@ -16,6 +16,7 @@ from triune.attention.layout import SequenceLayout
 from triune.attention.patterns import Pattern
 from triune.models.config import ModelConfig
 from triune.models.layers.cache import LayerCache
+from triune.models.layers.linear import Linear
 from triune.models.layers.norm import build_norm
 from triune.models.layers.position import Rotation, rotate
 
@@ -59,14 +60,14 @@ class MultiHeadAttention(nn.Module):
         query, key_value = self.heads * self.head_width, 2 * self.key_value_heads * self.head_width
         bias = config.resolved_qkv_bias
         if cross:
-            self.query = nn.Linear(config.width, query, bias=bias)
-            self.key_value = nn.Linear(config.width, key_value, bias=bias)
+            self.query = Linear(config.width, query, bias=bias)
+            self.key_value = Linear(config.width, key_value, bias=bias)
         else:
-            self.query_key_value = nn.Linear(config.width, query + key_value, bias=bias)
+            self.query_key_value = Linear(config.width, query + key_value, bias=bias)
         norms = config.attention.qk_norm
         self.query_norm = build_norm(config.norm, self.head_width) if norms else None
         self.key_norm = build_norm(config.norm, self.head_width) if norms else None
-        self.output = nn.Linear(query, config.width, bias=config.bias)
+        self.output = Linear(query, config.width, bias=config.bias)
 
     def forward(
         self, hidden: Tensor, around: Surroundings, *, memory: Tensor | None = None, cache: LayerCache | None = None

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triune.models.config import FeedForwardConfig
+from triune.models.layers.linear import Linear
 
 
 def _relu_squared(x: Tensor) -> Tensor:
@@ -40,9 +41,9 @@ class FeedForward(nn.Module):
         inner = config.inner_width(width)
         self.gated = config.gated
         self.activation = _ACTIVATIONS[config.kind]
-        self.up = nn.Linear(width, 2 * inner if self.gated else inner, bias=bias)
+        self.up = Linear(width, 2 * inner if self.gated else inner, bias=bias)
         self.dropout = nn.Dropout(config.dropout)
-        self.down = nn.Linear(inner, width, bias=bias)
+        self.down = Linear(inner, width, bias=bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[B, T, M] -> [B, T, M]."""
