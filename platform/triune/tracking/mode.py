@@ -10,6 +10,8 @@ from __future__ import annotations
 import configparser
 import netrc
 import os
+import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +73,16 @@ def resolve(
 
 
 def sync_command(run_directory: str | os.PathLike[str]) -> str:
-    """The command that uploads every offline part of the run, in order."""
-    return f"wandb sync {Path(run_directory) / 'wandb'}/offline-run-*"
+    """The command that uploads every offline part of the run, in order; it works outside the virtual environment too."""
+    return f"{_wandb()} sync {Path(run_directory) / 'wandb'}/offline-run-*"
+
+
+def _wandb() -> str:
+    """`wandb`, or where that is not on the PATH (an environment not activated) the one beside this interpreter."""
+    beside = Path(sys.executable).with_name("wandb")
+    if shutil.which("wandb") or not beside.exists():
+        return "wandb"
+    return os.path.relpath(beside)
 
 
 def has_key(environ: Mapping[str, str], settings: Mapping[str, str]) -> bool:

@@ -52,6 +52,15 @@ def test_without_a_key_it_is_offline_and_says_so(tmp_path: Path) -> None:
     assert "wandb sync runs/tiny/wandb/offline-run-*" in mode.line
 
 
+def test_the_command_that_uploads_works_outside_the_virtual_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    command = mode_module.sync_command("runs/tiny").split()
+    assert Path(command[0]).is_file()
+    assert command[1:] == ["sync", "runs/tiny/wandb/offline-run-*"]
+    monkeypatch.setattr(mode_module.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert mode_module.sync_command("runs/tiny") == "wandb sync runs/tiny/wandb/offline-run-*"
+
+
 KEYS = {
     "environment": ({"WANDB_API_KEY": "k"}, {}),
     "token": ({"WANDB_IDENTITY_TOKEN_FILE": "/t"}, {}),

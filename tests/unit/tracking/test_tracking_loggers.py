@@ -25,6 +25,7 @@ from triune.tracking.loggers import (
     log_samples,
     rewind,
 )
+from triune.tracking.mode import sync_command
 
 
 def build(
@@ -86,10 +87,10 @@ def test_offline_file_holds_what_was_logged(
     identity = identity_of(loggers)
     assert identity is not None
     run_id = identity["id"]
-    assert address_of(loggers) == f"wandb sync {directory}/wandb/offline-run-*"
+    assert address_of(loggers) == sync_command(directory)
     finish(loggers)
 
-    assert said == [f"W&B: offline (no API key found); `wandb sync {directory}/wandb/offline-run-*` uploads it later"]
+    assert said == [f"W&B: offline (no API key found); `{sync_command(directory)}` uploads it later"]
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
     assert server.requests == []
