@@ -96,7 +96,7 @@ def _experiment(verb: str, arguments: list[str]) -> int:
         return int(run.plan(experiment))
     if verb == "prepare":
         return int(run.prepare(experiment))
-    return int(run.pretrain(experiment, stage=verb, restart=options.restart, config_path=options.config))
+    return int(run.pretrain(experiment, stage=verb, restart=options.restart))
 
 
 def _experiment_parser(verb: str) -> ArgumentParser:

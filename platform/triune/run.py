@@ -100,16 +100,13 @@ def generate(
     return 0
 
 
-def pretrain(
-    experiment: Experiment, *, stage: str = "pretrain", restart: bool = False, config_path: str | None = None
-) -> int:
+def pretrain(experiment: Experiment, *, stage: str = "pretrain", restart: bool = False) -> int:
     """Train, or continue, or say that the run is complete; the exit code.
 
     Args:
         experiment: the resolved tree.
         stage: "pretrain" or "finetune": the folder under `run.directory` and W&B's job type.
         restart: start afresh in a new directory.
-        config_path: the YAML it came from.
 
     Raises:
         UserError: everything a user can mend.

@@ -14,4 +14,5 @@ def cpu_multiplies_bfloat16() -> bool:
 
     AVX-512's bf16 instructions alone are not enough: torch's bf16 products measured half as fast as its fp32 ones there.
     """
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # not in every torch that we support
+    return bool(capabilities().get("amx_bf16") if capabilities else torch.cpu._is_amx_tile_supported())

@@ -71,6 +71,11 @@ class Throughput:
         if self._since is None:
             self._since = self._clock()
 
+    @property
+    def running(self) -> bool:
+        """Whether the clock of training runs."""
+        return self._since is not None
+
     def count(self, tokens: int) -> None:
         """One optimizer step over `tokens` tokens (all devices) has been launched."""
         self._tokens += tokens

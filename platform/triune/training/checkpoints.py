@@ -18,6 +18,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from triune.errors import UserError
 from triune.training.config import RunConfig
@@ -115,7 +116,7 @@ class RunCheckpoints(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note a new best and save if one is due, or if this is the best so far."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         loss = float(trainer.callback_metrics["validation/loss"])
         best = loss < self.best
@@ -147,9 +148,9 @@ class RunCheckpoints(Checkpoint):
         step = trainer.global_step
         final = step_directory(self.directory, step)
         draft = final.with_name(final.name + ".tmp")
-        meter = getattr(pl_module, "throughput", None)
-        if meter is not None:
-            meter.pause()
+        meter = pl_module.throughput  # type: ignore[union-attr]
+        training = meter.running  # type: ignore[union-attr]
+        meter.pause()  # type: ignore[union-attr, operator]
         try:
             trainer.save_checkpoint(draft / FILE)
         except (OSError, RuntimeError) as error:
@@ -161,8 +162,8 @@ class RunCheckpoints(Checkpoint):
         trainer.strategy.barrier()
         self._saved_step = step
         self._saved_at = time.monotonic()
-        if meter is not None:
-            meter.resume()
+        if training:
+            meter.resume()  # type: ignore[union-attr, operator]
 
     def _publish(self, draft: Path, final: Path, *, best: bool) -> None:
         _sync(draft / FILE)

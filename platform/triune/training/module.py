@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -134,6 +135,7 @@ class TransformerModule(LightningModule):
                 self.manual_backward(output.total * (self.trainer.world_size / weight))
             self.sums.add(total=output.total, correct=output.correct, weight=output.weight)
         norm = self._clip(optimizer)
+        learning_rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
@@ -141,7 +143,7 @@ class TransformerModule(LightningModule):
         self.trainer.datamodule.advance(self.rows_per_step)  # type: ignore[attr-defined]
         self.throughput.count(sum(micro.tokens for micro in batch) * self.trainer.world_size)
         if (step + 1) % self.log_every == 0 or step + 1 == self.total_steps:
-            self._log_step(step + 1, norm)
+            self._log_step(step + 1, norm, learning_rate)
 
     def _no_sync(self, *, last: bool) -> Any:
         """Hold back the gradient all-reduce on all but the last micro-batch of a step."""
@@ -160,7 +162,7 @@ class TransformerModule(LightningModule):
             scaler.unscale_(optimizer.optimizer)
         return torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip or math.inf)
 
-    def _log_step(self, step: int, norm: Tensor) -> None:
+    def _log_step(self, step: int, norm: Tensor, learning_rate: float) -> None:
         """Read the device once and say how the steps since the last log line went."""
         self.sums.add(norm=norm / self.trainer.world_size)  # every rank has the same: summed over ranks it is itself
         sums = self.sums.read(self._sum_over_ranks)
@@ -178,7 +180,7 @@ class TransformerModule(LightningModule):
             "train/perplexity": math.exp(min(loss, _LARGEST_EXPONENT)),
             "train/accuracy": sums["correct"] / weight,
             "train/grad_norm": sums["norm"],
-            "train/learning_rate": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
+            "train/learning_rate": learning_rate,
             "progress/epoch": data.rows_seen / data.rows,
             "progress/seconds": self.throughput.seconds,
         }
@@ -190,7 +192,7 @@ class TransformerModule(LightningModule):
             metrics["memory/peak"] = torch.cuda.max_memory_allocated(self.device)
         self._log(metrics, step)
         self.status.loss = loss
-        self.status.learning_rate = metrics["train/learning_rate"]
+        self.status.learning_rate = learning_rate
         self.status.tokens_per_second = metrics.get("train/tokens_per_second")
 
     def _log(self, metrics: dict[str, float], step: int) -> None:
@@ -243,7 +245,10 @@ class TransformerModule(LightningModule):
         self.log_dict(metrics, logger=False)
         self.status.validation_loss = loss
         self._log(metrics, self.trainer.global_step)
-        if self.trainer.training:
+
+    def on_validation_end(self) -> None:
+        """The clock of training goes on, after the callbacks' samples and checkpoint."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
             self.throughput.resume()
 
 

@@ -170,7 +170,7 @@ def test_pretrain_passes_the_experiment_on(calls):
     ]
     assert cli.main([*arguments, "--overrides", "model.heads=3 'tracking.tags=[a b]'", "--restart"]) == 0
     [(verb, (experiment,), keywords)] = calls
-    assert (verb, keywords) == ("pretrain", {"stage": "pretrain", "restart": True, "config_path": DECODER})
+    assert (verb, keywords) == ("pretrain", {"stage": "pretrain", "restart": True})
     assert (experiment.name, experiment.model.layers, experiment.model.heads) == ("trial-7", 3, 3)
     assert (experiment.run.tokens, experiment.tracking.tags) == (1_000_000, ["a b"])
     assert experiment.trainer == {"devices": 2, "num_nodes": 2}
@@ -179,7 +179,7 @@ def test_pretrain_passes_the_experiment_on(calls):
 @pytest.mark.parametrize(
     ("arguments", "verb", "keywords"),
     [
-        (["finetune", DECODER], "pretrain", {"stage": "finetune", "restart": False, "config_path": DECODER}),
+        (["finetune", DECODER], "pretrain", {"stage": "finetune", "restart": False}),
         (["prepare", DECODER], "prepare", {}),
         (["plan", DECODER], "plan", {}),
         (["pretrain", DECODER, "--dry-run"], "plan", {}),

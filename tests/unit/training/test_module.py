@@ -1,5 +1,7 @@
 """The training step: one loss however a step is divided, clipping, and what a checkpoint carries."""
 
+import csv
+import itertools
 import json
 
 import pytest
@@ -60,3 +62,28 @@ def test_each_optimizer_and_activation_checkpointing_train(write_config, tmp_pat
     train(write_config("decoder", SHORT, name="recomputed"), "model.activation_checkpointing=true")
     kept, recomputed = result(tmp_path, "kept")[0], result(tmp_path, "recomputed")[0]
     assert all((kept[n] == recomputed[n]).all() for n in kept)
+
+
+def read_csv(tmp_path, name):
+    with (tmp_path / "runs" / "pretrain" / name / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_clock_of_training_goes_on_after_a_validation_that_saves_nothing(write_config, tmp_path):
+    still = {"kind": "adamw", "learning_rate": 1e-12}  # no validation is better than the first
+    config = write_config("decoder", {**SHORT, "optimizer": still, "run": {"tokens": 12 * 128}}, name="clock")
+    train(config, "run.validate_every=2 steps", "run.checkpoint_every=1000 steps", "tracking.log_every=1")
+    seconds = [float(row["progress/seconds"]) for row in read_csv(tmp_path, "clock")]
+    assert len(seconds) == 12
+    assert all(before < after for before, after in itertools.pairwise(seconds))
+
+
+def test_the_learning_rate_logged_is_that_of_the_step(write_config, tmp_path):
+    linear = {"kind": "linear", "warmup": "0 steps"}
+    optimizer = {"kind": "adamw", "learning_rate": 1.0e-3}
+    train(
+        write_config("decoder", {**SHORT, "optimizer": optimizer, "schedule": linear}, name="rate"),
+        "tracking.log_every=1",
+    )
+    rates = [float(row["train/learning_rate"]) for row in read_csv(tmp_path, "rate")]
+    assert rates == pytest.approx([1e-3 * (5 - step) / 6 for step in range(6)])
