@@ -53,7 +53,8 @@ def baselines(
     """What counting reaches on exactly the tokens that the validation predicts.
 
     Where each token is predicted from those before it: bits per byte of a unigram and a modified Kneser-Ney bigram of
-    the training tokens. Else: the accuracy of always answering the most frequent target.
+    the training tokens. Else: the accuracy of always answering the most frequent target and, where the targets hold
+    sentinels, which follow from the form of the target alone, of knowing all special tokens besides.
 
     Args:
         data: whose validation rows are scored.
@@ -61,9 +62,14 @@ def baselines(
         bytes_per_token: of the validation split, where bits per byte is defined, else None.
     """
     contexts, targets = _predicted(data)
+    vocabulary = prepared.tokenizer.vocabulary
     found = {"accuracy": {"most frequent token": most_frequent_share(targets)}}
+    if np.isin(targets, vocabulary.sentinels).any():
+        special = np.isin(targets, list(vocabulary.special))
+        known = special.mean() + (~special).mean() * most_frequent_share(targets[~special])
+        found["accuracy"]["and special tokens"] = float(known)
     if bytes_per_token is not None:
-        counts = Counts.of([shards for shards, _ in prepared.train], prepared.tokenizer.vocabulary)
+        counts = Counts.of([shards for shards, _ in prepared.train], vocabulary)
         bits = math.log(2) * bytes_per_token
         found["bits_per_byte"] = {
             name: float(-model.log_probabilities(contexts, targets).mean()) / bits
