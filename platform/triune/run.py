@@ -145,8 +145,6 @@ def _train(parts: Parts, model: Transformer, directory: RunDirectory, stage: str
     loggers = _loggers(parts, model, directory, stage, checkpoint)
     peak = _peak(experiment.trainer)
     module = _module(parts, model, peak, identity_of(loggers))
-    if experiment.run.compile:
-        model.compile()
     trainer, how = build_trainer(
         experiment.trainer,
         experiment.run,
@@ -222,6 +220,7 @@ def _module(parts: Parts, model: Transformer, peak: Peak | None, wandb: dict[str
             "wandb": wandb,
         },
         bytes_per_token=parts.bytes_per_token,
+        compile=run.compile,
     )
 
 

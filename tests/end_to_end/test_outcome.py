@@ -3,7 +3,6 @@
 import json
 import math
 
-import numpy as np
 import pytest
 from safetensors.torch import load_file
 
@@ -58,14 +57,14 @@ def test_the_reported_bigram_is_that_of_the_tokens_that_validation_predicts(writ
 
 @pytest.mark.slow
 def test_compiled_trains_as_eager_does(write_config, tmp_path):
+    proportional = {"kind": "adamw", "epsilon": 1.0}  # updates in proportion to the gradient, not to its sign
     for name, compiled in (("eager", "false"), ("compiled", "true")):
-        config = write_config("decoder", {"model": {"dropout": 0.0}, "run": {"tokens": 3 * 128}}, name=name)
-        assert main(["pretrain", str(config), f"run.compile={compiled}"]) == 0
+        extra = {"model": {"dropout": 0.0}, "run": {"tokens": 3 * 128}, "optimizer": proportional}
+        assert main(["pretrain", str(write_config("decoder", extra, name=name)), f"run.compile={compiled}"]) == 0
     eager, compiled = (
         load_file(tmp_path / "runs" / "pretrain" / name / "model" / "model.safetensors")
         for name in ("eager", "compiled")
     )
     assert eager.keys() == compiled.keys()
-    # three steps of at most the learning rate each; the same gradients but for the order of sums
-    apart = np.mean([(eager[n] - compiled[n]).abs().gt(1e-4).float().mean().item() for n in eager])
-    assert apart < 0.01
+    # three steps of learning rate 1e-3 with gradients clipped to norm 1, equal up to the order of fp32 sums (1e-4 of them)
+    assert max((eager[n] - compiled[n]).abs().max().item() for n in eager) < 3 * 1e-3 * 1e-4

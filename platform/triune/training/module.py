@@ -55,6 +55,8 @@ class TransformerModule(LightningModule):
         throughput: host-side clock of tokens and steps.
         description: what each checkpoint says of itself: the model's config, the tokenizer's fingerprint, the W&B run.
         bytes_per_token: of the validation split, where bits per byte is defined, else None.
+        compile: train and validate through torch.compile; what is generated between stays eager, because decoding
+            changes its shapes at every token.
     """
 
     def __init__(
@@ -73,10 +75,13 @@ class TransformerModule(LightningModule):
         throughput: Throughput,
         description: dict[str, Any],
         bytes_per_token: float | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model = model
+        # a function, not a module: the model keeps its tensors' names
+        self._compiled = torch.compile(model.forward) if compile else None
         self.objective = objective
         self.optimizer_config = optimizer
         self.schedule = schedule
@@ -103,8 +108,8 @@ class TransformerModule(LightningModule):
 
     def loss(self, batch: Batch, *, smooth: bool = True) -> LossOutput:
         """Weighted sums over one micro-batch; `smooth=False` leaves label smoothing and z-loss out (validation)."""
-        # one call of the inner model: what torch.compile compiled and what DDP's hooks watch
-        hidden = self.model(batch.inputs, batch.layout, source=batch.source, source_layout=batch.source_layout)
+        forward = self._compiled or self.model
+        hidden = forward(batch.inputs, batch.layout, source=batch.source, source_layout=batch.source_layout)
         config = self.objective.config
         return self.model.head.loss(
             hidden,

@@ -135,7 +135,7 @@ def test_an_unknown_verb_shows_the_verbs(capsys):
 
 
 def test_heads_that_do_not_divide_the_width_name_both(capsys, calls):
-    assert cli.main(["pretrain", DECODER, "model.heads=5"]) == 2
+    assert cli.main(["pretrain", DECODER, "model.width=192", "model.heads=5"]) == 2
     told = capsys.readouterr().err
     assert all(word in told for word in ("model.heads", "5", "model.width", "192"))
     assert calls == []
@@ -168,10 +168,10 @@ def test_pretrain_passes_the_experiment_on(calls):
         "2",
         "--nodes=2",
     ]
-    assert cli.main([*arguments, "--overrides", "model.heads=3 'tracking.tags=[a b]'", "--restart"]) == 0
+    assert cli.main([*arguments, "--overrides", "model.heads=2 'tracking.tags=[a b]'", "--restart"]) == 0
     [(verb, (experiment,), keywords)] = calls
     assert (verb, keywords) == ("pretrain", {"stage": "pretrain", "restart": True})
-    assert (experiment.name, experiment.model.layers, experiment.model.heads) == ("trial-7", 3, 3)
+    assert (experiment.name, experiment.model.layers, experiment.model.heads) == ("trial-7", 3, 2)
     assert (experiment.run.tokens, experiment.tracking.tags) == (1_000_000, ["a b"])
     assert experiment.trainer == {"devices": 2, "num_nodes": 2}
 
