@@ -36,6 +36,10 @@ from triune.models.factory import build
 
 WIDTH, LAYERS, HEADS = 384, 6, 6
 MASKED_SHARE = 0.15
+_WITHOUT_AMX = (
+    "bf16 is autocast on both sides. Without AMX torch multiplies bf16 at half its fp32 speed; triune then rounds to bf16 "
+    "and multiplies through the fp32 kernel (models/layers/linear.py), which is most of its lead there."
+)
 
 
 @dataclass(frozen=True)
@@ -245,6 +249,7 @@ def main() -> None:
         f"(T5: {LAYERS} + {LAYERS}), {HEADS} heads, {options.batch} rows of {options.length} tokens; median of "
         f"{options.steps} interleaved steps, quartiles of the paired ratios in brackets.",
         "",
+        *([] if capabilities.get("amx_bf16") else [_WITHOUT_AMX, ""]),
         "| model | parameters | vocabulary | precision | triune, tokens/s | transformers, tokens/s | ratio |",
         "|---|---|---|---|---|---|---|",
     ]

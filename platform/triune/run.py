@@ -29,7 +29,7 @@ from triune.tracking.progress import StatusBar
 from triune.tracking.throughput import Throughput
 from triune.training.checkpoints import FILE, RunCheckpoints, latest_checkpoint
 from triune.training.module import TransformerModule
-from triune.training.outcome import Outcome, baselines, outcome
+from triune.training.outcome import Outcome, baselines, outcome, text_accuracy
 from triune.training.plan import plan_report, training_flops
 from triune.training.precision import default_precision
 from triune.training.run_directory import RunDirectory, write_atomically
@@ -259,6 +259,7 @@ def _finish(
         model=f"{parts.experiment.model.family}, {_size(model) / 1e6:.1f}M parameters, {objective.kind}",
         validation=module.validation,
         counted=baselines(data, parts.prepared, bytes_per_token=parts.bytes_per_token),
+        text=text_accuracy(model, data, tokenizer.vocabulary) if parts.experiment.model.family != "decoder" else None,
         steps=module.trainer.global_step,
         throughput=module.throughput,
         mfu_against=peak.label if peak else None,
