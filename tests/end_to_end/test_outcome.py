@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -65,3 +68,15 @@ def test_compiled_trains_as_eager_does(write_config, tmp_path):
     assert eager.keys() == compiled.keys()
     # three steps of learning rate 1e-3 with gradients clipped to norm 1, equal up to the order of fp32 sums (1e-4 of them)
     assert max((eager[n] - compiled[n]).abs().max().item() for n in eager) < 3 * 1e-3 * 1e-4
+
+
+def test_the_fine_tuning_command_that_a_run_prints_works(write_config, tmp_path, corpus, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["pretrain", str(write_config("decoder", SHORT))]) == 0
+    printed = re.search(r"make finetune CONFIG=(\S+) NAME=(\S+) ARGS=\"(.*?)\"", capsys.readouterr().out)
+    assert printed
+    config, name, overrides = printed.groups()
+    Path("my.txt").write_text(corpus.read_text().replace("\n", "\n\n"))  # a paragraph each
+    assert len(shlex.split(overrides)) == 4
+    assert main(["finetune", config, "--name", name, "--overrides", overrides]) == 0
+    assert (tmp_path / "runs" / "finetune" / name / "model" / "model.safetensors").exists()
