@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from triune.attention.patterns import parse
+from triune.attention.expression import parse
 from triune.errors import UserError
 
 
@@ -22,7 +22,7 @@ class AttentionConfig:
     """
 
     pattern: str | list[str] | None = None
-    backend: Literal["auto", "reference", "sdpa"] = "auto"
+    backend: Literal["auto", "sdpa", "blocked", "flex", "reference"] = "auto"
     dropout: float = 0.0
     qk_norm: bool = False
     scale: float | None = None

@@ -31,8 +31,10 @@ class Allowed(NamedTuple):
 class SequenceLayout:
     """Where each token of B rows belongs.
 
-    A query may see a key only where both carry the same document number, neither is padding, and
-    either the pattern allows their positions or the key is marked `prefix`.
+    A query may see a key only where both carry the same document number, neither is padding, and either the pattern allows
+    their positions, or the key is marked `prefix`, or one of the two is marked `landmarks`. A landmark is a global token
+    (Longformer: Beltagy et al. 2020, 3.1): its document sees it and it sees its document, but, where the pattern is causal,
+    no query sees a landmark after itself and no landmark sees a later key.
 
     The three flags are promises known on the host, each implied by the one before it; False promises nothing. They choose
     quicker roads to the same result and are never found out from the tensors: no device is ever waited for.
@@ -43,7 +45,8 @@ class SequenceLayout:
     documents: Tensor  # [B, T] int32: number of the document in its row; -1 is padding
     positions: Tensor  # [B, T] int32: position in the document, from 0
     prefix: Tensor | None = None  # [B, T] bool: keys that every query of their document sees
-    plain: bool = False  # no padding, one document numbered 0 a row, positions 0..T-1, no prefix
+    landmarks: Tensor | None = None  # [B, T] bool: tokens that see, and are seen by, all of their document
+    plain: bool = False  # no padding, one document numbered 0 a row, positions 0..T-1, no marks
     right_padded: bool = False  # plain, but for padding at the end of the rows
     contiguous: bool = False  # inside a document, neighbouring tokens of the row are neighbours in position
     _memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
@@ -53,12 +56,14 @@ class SequenceLayout:
             raise ValueError(
                 f"documents {list(self.documents.shape)} and positions {list(self.positions.shape)} must be of one shape [B, T]"
             )
-        if self.prefix is not None and self.prefix.shape != self.documents.shape:
-            raise ValueError(f"prefix {list(self.prefix.shape)} must be [B, T] = {list(self.documents.shape)}")
+        marks = {"prefix": self.prefix, "landmarks": self.landmarks}
+        for name, mark in marks.items():
+            if mark is not None and mark.shape != self.documents.shape:
+                raise ValueError(f"{name} {list(mark.shape)} must be [B, T] = {list(self.documents.shape)}")
         object.__setattr__(self, "right_padded", self.right_padded or self.plain)
         object.__setattr__(self, "contiguous", self.contiguous or self.right_padded)
-        if self.right_padded and self.prefix is not None:
-            raise ValueError("a layout with prefix marks is neither plain nor right_padded")
+        if self.right_padded and any(mark is not None for mark in marks.values()):
+            raise ValueError("a layout with prefix marks or landmarks is neither plain nor right_padded")
 
     @classmethod
     def plain_rows(cls, batch: int, length: int, device: torch.device | str | None = None) -> SequenceLayout:
@@ -119,10 +124,11 @@ class SequenceLayout:
         documents: np.ndarray,
         positions: np.ndarray,
         prefix: np.ndarray | None = None,
+        landmarks: np.ndarray | None = None,
         device: torch.device | str | None = None,
     ) -> SequenceLayout:
         """A layout of host arrays [B, T], with the flags that they prove: what a collate function should call."""
-        marks = prefix if prefix is not None and bool(prefix.any()) else None
+        marks = [None if mark is None or not mark.any() else mark for mark in (prefix, landmarks)]
         real = documents >= 0
         goes_on = (documents[:, 1:] == documents[:, :-1]) & (np.diff(positions) == 1)
         starts = (
@@ -130,13 +136,16 @@ class SequenceLayout:
         )  # a number not met before in its row
         contiguous = bool((goes_on | starts | ~real[:, 1:]).all())
         index = np.arange(documents.shape[1])
-        single = marks is None and bool((np.where(real, documents, 0) == 0).all())
+        single = all(mark is None for mark in marks) and bool((np.where(real, documents, 0) == 0).all())
         single = single and bool((~real | (positions == index)).all())
         right_padded = single and bool((real[:, :-1] >= real[:, 1:]).all())
         return cls(
             documents=torch.as_tensor(documents, dtype=torch.int32, device=device),
             positions=torch.as_tensor(positions, dtype=torch.int32, device=device),
-            prefix=None if marks is None else torch.as_tensor(marks, dtype=torch.bool, device=device),
+            **{
+                name: None if mark is None else torch.as_tensor(mark, dtype=torch.bool, device=device)
+                for name, mark in zip(("prefix", "landmarks"), marks, strict=True)
+            },
             plain=right_padded and bool(real.all()),
             right_padded=right_padded,
             contiguous=contiguous,
@@ -170,6 +179,7 @@ class SequenceLayout:
             documents=move(self.documents),
             positions=move(self.positions),
             prefix=None if self.prefix is None else move(self.prefix),
+            landmarks=None if self.landmarks is None else move(self.landmarks),
             plain=self.plain,
             right_padded=self.right_padded,
             contiguous=self.contiguous,
@@ -203,6 +213,20 @@ def _allowed(pattern: Pattern, queries: SequenceLayout, keys: SequenceLayout) ->
     seen = pattern.allows(queries.positions[rows, :, None], keys.positions[rows, None, :])  # [B, T, S]
     if keys.prefix is not None:
         seen = seen | keys.prefix[rows, None, :]
+    marked = _landmarked(queries, keys, causal=pattern.is_causal)
+    if marked is not None:
+        seen = seen | marked
     mask = (seen & (document_q == document_k) & (document_k >= 0))[:, None]  # [B, 1, T, S]
     dead = ~mask.any(-1, keepdim=True)  # [B, 1, T, 1]
     return Allowed(mask | dead, dead)
+
+
+def _landmarked(queries: SequenceLayout, keys: SequenceLayout, *, causal: bool) -> Tensor | None:
+    """[B, T, S] bool: pairs of which one token is a landmark; None where no token is."""
+    if queries.landmarks is None and keys.landmarks is None:
+        return None
+    none = torch.zeros((), dtype=torch.bool, device=keys.documents.device)
+    query = none if queries.landmarks is None else queries.landmarks[:, :, None]
+    key = none if keys.landmarks is None else keys.landmarks[:, None, :]
+    marked = query | key
+    return marked & (keys.positions[:, None, :] <= queries.positions[:, :, None]) if causal else marked

@@ -8,14 +8,14 @@ Indices are positions inside a document; padding, packing and prefix marks are t
 
 from __future__ import annotations
 
-import ast
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from triune.errors import UserError, nearest
+from triune.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,22 +38,47 @@ class Reach(NamedTuple):
         return Reach(max(self.low, other.low), min(self.high, other.high))
 
 
+class Retained(NamedTuple):
+    """Keys, of those not after the query, that this or a later query can see: positions < `first`, and the `last` newest.
+
+    The query's own key is the newest; `last` None is every key. A bound: nothing else is ever seen, all of it need not be.
+    """
+
+    first: int
+    last: int | None
+
+    def hull(self, other: Retained) -> Retained:
+        """What either keeps."""
+        last = None if self.last is None or other.last is None else max(self.last, other.last)
+        return Retained(max(self.first, other.first), last)
+
+    def meet(self, other: Retained) -> Retained:
+        """What both keep, or a little more: of three sound bounds the one with the fewest keys."""
+        known = [bound.last for bound in (self, other) if bound.last is not None]
+        both = Retained(max(self.first, other.first), min(known)) if known else self
+        return min(self, other, both, key=lambda bound: math.inf if bound.last is None else bound.first + bound.last)
+
+
 EVERYWHERE = Reach(-math.inf, math.inf)
 NOWHERE = Reach(math.inf, -math.inf)
+_EDGES = 2**20  # edges that `kept_rows` holds at once
 
 
 class Pattern(ABC):
     """Which query may attend to which key. Immutable and hashable; combine with `&`, `|` and `~`.
 
-    A new pattern is a frozen dataclass with the four methods below, one function that makes it, and its name in `KNOWN`.
+    A new pattern is a frozen dataclass with the four abstract methods (and `retained` where `reach` does not bound it), one
+    function that makes it, and its name in `expression.KNOWN`.
 
     Attributes:
         is_causal: no query ever sees a key after itself. Sound: True is proven, False may be an unproven True.
         is_full: every query sees every key. Sound likewise.
+        relative: `allows` looks at key index minus query index only. Sound likewise.
     """
 
     is_causal: bool
     is_full: bool
+    relative: bool = False
 
     def __post_init__(self) -> None:
         refused = self.reach(complement=True)
@@ -71,38 +96,68 @@ class Pattern(ABC):
 
     @abstractmethod
     def edges(self, query_index: np.ndarray) -> list[Any]:
-        """Key indices, a query (or one for all), at which `allows` may change value along the keys; `kept` counts with them."""
+        """Key indices, [T] or one for all queries, at which `allows` may change value along the keys; `kept` counts with them.
+
+        Later queries of `query_index` [T] have no fewer edges.
+        """
 
     @abstractmethod
     def reach(self, *, complement: bool = False) -> Reach:
         """Bounds on key minus query over the allowed (with `complement`, the refused) pairs. Never too tight; may be loose."""
+
+    def retained(self, *, complement: bool = False) -> Retained:
+        """Past keys that a cache must keep for the queries to come (with `complement`, of the refused pairs)."""
+        low = self.reach(complement=complement).low
+        return Retained(0, None if low == -math.inf else max(1 - int(min(low, 1)), 0))
+
+    def heads(self) -> tuple[Pattern, ...]:
+        """One pattern a group of heads: head h of H uses part h * n // H. Itself, but for `per_head`."""
+        return (self,)
 
     @abstractmethod
     def __str__(self) -> str:
         """The expression that `parse` reads back to an equal value."""
 
     def __and__(self, other: Pattern) -> Pattern:
-        return All(_flatten(All, self, other)) if isinstance(other, Pattern) else NotImplemented
+        if not isinstance(other, Pattern):
+            return NotImplemented
+        return _by_head(lambda a, b: All(_flatten(All, a, b)), self, other)
 
     def __or__(self, other: Pattern) -> Pattern:
-        return Any_(_flatten(Any_, self, other)) if isinstance(other, Pattern) else NotImplemented
+        if not isinstance(other, Pattern):
+            return NotImplemented
+        return _by_head(lambda a, b: Any_(_flatten(Any_, a, b)), self, other)
 
     def __invert__(self) -> Pattern:
         return Not(self)
 
     def kept(self, queries: int, keys: int, offset: int | None = None) -> int:
-        """Pairs allowed between queries at positions offset..offset+queries-1 and keys at positions 0..keys-1.
+        """Pairs allowed between queries at positions offset..offset+queries-1 and keys at positions 0..keys-1, see `kept_rows`."""
+        return int(self.kept_rows(queries, keys, offset).sum())
 
-        offset None aligns the last query with the last key (keys - queries; 0 for a square).
-        Counts row by row between `edges`: time and memory in queries, not in queries x keys.
+    def kept_rows(self, queries: int, keys: int, offset: int | None = None) -> np.ndarray:
+        """Keys that each query may attend to, [queries] int64.
+
+        offset None aligns the last query with the last key (keys - queries; 0 for a square). Time grows with queries x `edges`,
+        in a `relative` pattern with queries + keys, never with queries x keys; memory is bounded.
         """
         import numpy as np
 
-        query = np.arange(queries, dtype=np.int64) + (keys - queries if offset is None else offset)  # [T]
-        edges = [np.clip(np.broadcast_to(edge, query.shape), 0, keys) for edge in (0, *self.edges(query), keys)]
-        borders = np.sort(np.stack(edges), axis=0)  # [edges, T]
+        query = np.arange(queries, dtype=np.int32) + np.int32(keys - queries if offset is None else offset)  # [T]
+        if self.relative and queries:
+            distances = np.arange(-query[-1], keys - query[0])
+            sums = np.cumsum([0, *self.allows(0, distances)])
+            return sums[keys - query + query[-1]] - sums[query[-1] - query]
+        most = len(self.edges(query[-1:])) + 2
+        return np.concatenate([self._count(part, keys) for part in np.array_split(query, 1 + queries * most // _EDGES)])
+
+    def _count(self, query: np.ndarray, keys: int) -> np.ndarray:
+        import numpy as np
+
+        edges = [np.broadcast_to(np.asarray(edge, np.int32), query.shape) for edge in (0, *self.edges(query), keys)]
+        borders = np.sort(np.clip(np.stack(edges), 0, keys), axis=0)  # [edges, T]
         starts, lengths = borders[:-1], np.diff(borders, axis=0)
-        return int((lengths * self.allows(query, starts)).sum())
+        return (lengths * self.allows(query, starts)).sum(axis=0, dtype=np.int64)
 
     def materialize(self, queries: slice | range, keys: slice | range) -> np.ndarray:
         """The boolean matrix [queries, keys] of any block of the pattern; rows and columns are positions."""
@@ -118,6 +173,7 @@ class Band(Pattern):
 
     left: int | None
     right: int | None
+    relative = True
 
     def allows(self, query_index: Any, key_index: Any) -> Any:
         distance = key_index - query_index
@@ -161,6 +217,9 @@ class Prefix(Pattern):
     def reach(self, *, complement: bool = False) -> Reach:
         return EVERYWHERE if complement else Reach(-math.inf, self.length - 1)
 
+    def retained(self, *, complement: bool = False) -> Retained:
+        return Retained(0, None) if complement else Retained(self.length, 0)
+
     def __str__(self) -> str:
         return f"prefix({self.length})"
 
@@ -171,6 +230,10 @@ class Not(Pattern):
 
     inner: Pattern
 
+    @property
+    def relative(self) -> bool:  # type: ignore[override]
+        return self.inner.relative
+
     def allows(self, query_index: Any, key_index: Any) -> Any:
         return self.inner.allows(query_index, key_index) ^ True  # ~ would turn Python's True into -2
 
@@ -179,6 +242,9 @@ class Not(Pattern):
 
     def reach(self, *, complement: bool = False) -> Reach:
         return self.inner.reach(complement=not complement)
+
+    def retained(self, *, complement: bool = False) -> Retained:
+        return self.inner.retained(complement=not complement)
 
     def __invert__(self) -> Pattern:
         return self.inner
@@ -191,15 +257,20 @@ class Not(Pattern):
 class _Combined(Pattern):
     parts: tuple[Pattern, ...]
 
+    @property
+    def relative(self) -> bool:  # type: ignore[override]
+        return all(part.relative for part in self.parts)
+
     def edges(self, query_index: np.ndarray) -> list[Any]:
         return [edge for part in self.parts for edge in part.edges(query_index)]
 
     def _reach(self, *, union: bool, complement: bool) -> Reach:
         reaches = [part.reach(complement=complement) for part in self.parts]
-        total = reaches[0]
-        for reach in reaches[1:]:
-            total = total.hull(reach) if union else total.meet(reach)
-        return total
+        return functools.reduce(Reach.hull if union else Reach.meet, reaches)
+
+    def _retained(self, *, union: bool, complement: bool) -> Retained:
+        bounds = [part.retained(complement=complement) for part in self.parts]
+        return functools.reduce(Retained.hull if union else Retained.meet, bounds)
 
 
 class All(_Combined):
@@ -213,6 +284,9 @@ class All(_Combined):
 
     def reach(self, *, complement: bool = False) -> Reach:
         return self._reach(union=complement, complement=complement)  # De Morgan: ~(a & b) = ~a | ~b
+
+    def retained(self, *, complement: bool = False) -> Retained:
+        return self._retained(union=complement, complement=complement)
 
     def __str__(self) -> str:
         return " & ".join(f"({part})" if isinstance(part, Any_) else str(part) for part in self.parts)
@@ -230,8 +304,51 @@ class Any_(_Combined):  # noqa: N801 (`Any` is typing's)
     def reach(self, *, complement: bool = False) -> Reach:
         return self._reach(union=not complement, complement=complement)
 
+    def retained(self, *, complement: bool = False) -> Retained:
+        return self._retained(union=not complement, complement=complement)
+
     def __str__(self) -> str:
         return " | ".join(map(str, self.parts))
+
+
+@dataclass(frozen=True)
+class PerHead(Pattern):
+    """Another pattern for each group of heads. Only at the top of an expression: `& | ~` go into the parts."""
+
+    parts: tuple[Pattern, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_causal", all(part.is_causal for part in self.parts))
+        object.__setattr__(self, "is_full", all(part.is_full for part in self.parts))
+
+    def heads(self) -> tuple[Pattern, ...]:
+        return self.parts
+
+    def allows(self, query_index: Any, key_index: Any) -> Any:
+        raise TypeError(f"{self} differs from head to head: ask each of heads()")
+
+    def edges(self, query_index: np.ndarray) -> list[Any]:
+        raise TypeError(f"{self} differs from head to head: ask each of heads()")
+
+    def reach(self, *, complement: bool = False) -> Reach:
+        return functools.reduce(Reach.hull, [part.reach(complement=complement) for part in self.parts])
+
+    def retained(self, *, complement: bool = False) -> Retained:
+        return functools.reduce(Retained.hull, [part.retained(complement=complement) for part in self.parts])
+
+    def __invert__(self) -> Pattern:
+        return PerHead(tuple(~part for part in self.parts))
+
+    def __str__(self) -> str:
+        return f"per_head({', '.join(map(str, self.parts))})"
+
+
+def _by_head(combine: Callable[[Pattern, Pattern], Pattern], a: Pattern, b: Pattern) -> Pattern:
+    """The combination of each head's patterns."""
+    left, right = a.heads(), b.heads()
+    count = math.lcm(len(left), len(right))
+    parts = [combine(left[i * len(left) // count], right[i * len(right) // count]) for i in range(count)]
+    return parts[0] if count == 1 else PerHead(tuple(parts))
 
 
 def _flatten(kind: type[_Combined], *patterns: Pattern) -> tuple[Pattern, ...]:
@@ -264,92 +381,17 @@ def prefix(length: int) -> Pattern:
 
     UserError for a length below 1. A prefix that differs from row to row is a mark in the layout, not a pattern.
     """
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise UserError(f"prefix(length): length is {length!r}, but it must be a whole number of at least 1.")
-    return Prefix(length)
+    return Prefix(whole("prefix(length)", "length", length, least=1))
+
+
+def whole(call: str, name: str, value: Any, *, least: int, instead: str = "") -> int:
+    """`value`, where it is a whole number of at least `least`; else UserError, which ends in `instead`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{call}: {name} is {value!r}, but it must be a whole number of at least {least}{instead}.")
+    return value
 
 
 def _side(name: str, value: int | float | None) -> int | None:
     if value is None or value == math.inf:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise UserError(
-            f"window(left, right): {name} is {value!r}, but it must be a whole number of at least 0, or None for no limit."
-        )
-    return value
-
-
-KNOWN: dict[str, tuple[Callable[..., Pattern], tuple[str, ...]]] = {
-    "full": (full, ()),
-    "causal": (causal, ()),
-    "window": (window, ("left", "right")),
-    "prefix": (prefix, ("length",)),
-}
-
-
-def parse(text: str) -> Pattern:
-    """Read a pattern expression such as "window(128, 0) | prefix(4)": names of `KNOWN`, numbers, `& | ~` and parentheses.
-
-    Reads the syntax tree and evaluates nothing. UserError quotes the expression, what is wrong and the nearest known name.
-    """
-    try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError) as error:
-        raise UserError(f"Attention pattern {text!r} is no expression: write, for example, {_EXAMPLE}.") from error
-    return _read(tree, text)
-
-
-_EXAMPLE = '"window(128, 0) | prefix(4)"'
-
-
-def _read(node: ast.expr, text: str) -> Pattern:
-    match node:
-        case ast.BinOp(left=left, op=ast.BitAnd(), right=right):
-            return _read(left, text) & _read(right, text)
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _read(left, text) | _read(right, text)
-        case ast.UnaryOp(op=ast.Invert(), operand=operand):
-            return ~_read(operand, text)
-        case ast.Call(func=ast.Name(id=name)):
-            return _read_call(name, node, text)
-        case ast.Name(id=name) if name in KNOWN:
-            raise UserError(f"Attention pattern {text!r}: {name} lacks its parentheses; write {_signature(name)}.")
-        case ast.Name(id=name):
-            raise UserError(f"Attention pattern {text!r}: unknown pattern {name!r}{_hint(name)}")
-    raise UserError(
-        f"Attention pattern {text!r}: {ast.unparse(node)!r} is not allowed; combine {', '.join(KNOWN)} with & | ~, as in {_EXAMPLE}."
-    )
-
-
-def _read_call(name: str, node: ast.Call, text: str) -> Pattern:
-    if name not in KNOWN:
-        raise UserError(f"Attention pattern {text!r}: unknown pattern {name!r}{_hint(name)}")
-    make, parameters = KNOWN[name]
-    given = [keyword.arg for keyword in node.keywords]
-    names = [*parameters[: len(node.args)], *given]
-    if len(node.args) + len(given) != len(parameters) or set(names) != set(parameters):
-        raise UserError(f"Attention pattern {text!r}: {ast.unparse(node)} does not fit {_signature(name)}.")
-    values = [_number(argument, text) for argument in (*node.args, *(keyword.value for keyword in node.keywords))]
-    try:
-        return make(**dict(zip(names, values, strict=True)))  # type: ignore[arg-type]
-    except UserError as error:
-        raise UserError(f"Attention pattern {text!r}: {error}") from None
-
-
-def _number(node: ast.expr, text: str) -> int | float | None:
-    match node:
-        case ast.Constant(value=int() | float() | None as value) if not isinstance(value, bool):
-            return value
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
-            return -value
-        case ast.Name(id="inf"):
-            return math.inf
-    raise UserError(f"Attention pattern {text!r}: {ast.unparse(node)!r} is no number; give a whole number or None.")
-
-
-def _signature(name: str) -> str:
-    return f"{name}({', '.join(KNOWN[name][1])})"
-
-
-def _hint(name: str) -> str:
-    return nearest(name, KNOWN) or f"; known are {', '.join(map(_signature, KNOWN))}"
+    return whole("window(left, right)", name, value, least=0, instead=", or None for no limit")

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from triune.attention.patterns import Pattern, causal, full, parse
+from triune.attention.expression import parse
+from triune.attention.patterns import All, Any_, Not, Pattern, PerHead, Prefix, causal, full
+from triune.attention.routed.patterns import SERVED, Lsh, Routed
+from triune.attention.sparse import BlockLocal, Dilated, Fixed, GlobalTokens, RandomBlocks, Sinks, Strided
 from triune.errors import UserError
-from triune.models.config import LearnedPosition, ModelConfig, RotaryPosition, SinusoidalPosition, T5Position
+from triune.models.config import (
+    AlibiPosition,
+    LearnedPosition,
+    ModelConfig,
+    RotaryPosition,
+    SinusoidalPosition,
+    T5Position,
+)
 
 
 def check(config: ModelConfig) -> None:
@@ -17,7 +27,7 @@ def check(config: ModelConfig) -> None:
         raise UserError("\n".join(problems))
 
 
-def layer_patterns(config: ModelConfig, layers: int, *, decoder: bool, cross: bool = False) -> list[Pattern]:
+def layer_patterns(config: ModelConfig, layers: int, *, decoder: bool, cross: bool = False) -> list[Pattern | Routed]:
     """One self-attention pattern a block: `attention.pattern`, a list repeated to the depth.
 
     Null is full in an encoder and causal in a decoder. The decoder of an encoder_decoder (`cross`) is always causal:
@@ -49,6 +59,7 @@ def _sizes(config: ModelConfig) -> Iterator[str]:
         "key_value_heads": config.key_value_heads,
         "head_width": config.head_width,
         "feed_forward.width": config.feed_forward.width,
+        "feed_forward.chunk": config.feed_forward.chunk,
         "loss_chunk": config.loss_chunk,
         "initialization.base_width": config.initialization.base_width,
     }
@@ -154,27 +165,131 @@ def _training(config: ModelConfig) -> Iterator[str]:
             yield f"model.{name} is {value:g}, but a probability of dropping must be at least 0 and below 1."
     if config.initialization.std <= 0:
         yield f"model.initialization.std is {config.initialization.std:g}, but it must be above 0."
+    if config.reversible and config.activation_checkpointing:
+        yield (
+            "model.reversible and model.activation_checkpointing are both true, but a reversible stack keeps no activations that "
+            "could be left out: set one of them to false."
+        )
+    if config.reversible and config.norm.placement == "post":
+        yield (
+            "model.reversible is true, but with model.norm.placement: post a norm stands on the residual stream, which can't be "
+            "undone: use pre or sandwich."
+        )
 
 
 def _patterns(config: ModelConfig) -> Iterator[str]:
     if isinstance(config.attention.pattern, list):
         yield from _list_fits("model.attention.pattern", len(config.attention.pattern), config)
-    if config.family != "decoder":
-        return
-    for pattern in dict.fromkeys(layer_patterns(config, max(config.layers, 1), decoder=True)):
-        if _sees_ahead(pattern, config.context):
-            yield (
-                f"model.attention.pattern is {str(pattern)!r}, with which a decoder would see the tokens that it predicts: "
-                f"write {f'({pattern}) & causal()'!r}, or use family: encoder."
-            )
+    for pattern in dict.fromkeys(layer_patterns(config, max(config.layers, 1), decoder=config.family == "decoder")):
+        if isinstance(pattern, Routed):
+            yield from _routed(config, pattern)
+        else:
+            yield from _static(config, pattern)
+
+
+def _static(config: ModelConfig, pattern: Pattern) -> Iterator[str]:
+    context = max(config.context, 1)
+    found = [*dict.fromkeys(filter(None, (_misfit(atom, context) for atom in _atoms(pattern))))]
+    if not found:
+        found += [problem for part in pattern.heads() for problem in _sight(part, context)]
+    found += _head_groups(config, len(pattern.heads()))
+    if config.family == "decoder" and _sees_ahead(pattern, context):
+        fix = f"({pattern}) & causal()"
+        found.append(f"lets a decoder see the tokens that it predicts: write {fix!r}, or use family: encoder.")
+    yield from (f"model.attention.pattern is {str(pattern)!r}, which {problem}" for problem in dict.fromkeys(found))
+
+
+def _atoms(pattern: Pattern) -> Iterator[Pattern]:
+    """What `& | ~` and per_head combine."""
+    if isinstance(pattern, Not):
+        yield from _atoms(pattern.inner)
+    elif isinstance(pattern, All | Any_ | PerHead):
+        for part in pattern.parts:
+            yield from _atoms(part)
+    else:
+        yield pattern
+
+
+def _misfit(atom: Pattern, context: int) -> str | None:
+    """Why an atom has no place in rows of `context` positions."""
+    match atom:
+        case GlobalTokens(runs=[*_, (_, stop)]) if stop > context:
+            return f"has a global token at position {stop - 1}, but model.context is {context}: the last position is {context - 1}."
+        case (Dilated(step=size) | Strided(stride=size) | Fixed(stride=size)) | (
+            BlockLocal(size=size) | RandomBlocks(block=size)
+        ) if size >= context > 1:
+            return f"has {atom}, whose {size} must be below model.context = {context}: no row is long enough for it."
+    return None
+
+
+def _head_groups(config: ModelConfig, parts: int) -> Iterator[str]:
+    keys = config.resolved_key_value_heads
+    if parts > 1 and keys > 0 and keys % parts:
+        which = "heads" if keys == config.heads else "key_value_heads"
+        yield (
+            f"has {parts} parts of as many heads each, with their own keys and values, but {parts} does not divide "
+            f"model.{which} = {keys}: {_divisors(keys, parts)}."
+        )
 
 
 def _sees_ahead(pattern: Pattern, context: int) -> bool:
-    """Whether queries anywhere see later keys; a prefix at the start of the row, which a prefix language model has, does not count."""
+    """Whether a query sees a later key; a prefix at the start of the row, which a prefix language model has, does not count."""
     if pattern.is_causal:
         return False
-    ahead = pattern.materialize(range(context, context + 1), range(context + 1, 3 * context + 2))
-    return bool(ahead.any())
+    return any((part & ~causal()).kept(context, context) for part in _without_prefixes(pattern).heads())
+
+
+def _without_prefixes(pattern: Pattern) -> Pattern:
+    """The pattern with no key of a prefix after its query."""
+    match pattern:
+        case Prefix(length=length):
+            return Sinks(length)
+        case Not(inner=inner):
+            return Not(_without_prefixes(inner))
+        case All(parts=parts) | Any_(parts=parts) | PerHead(parts=parts):
+            return type(pattern)(tuple(map(_without_prefixes, parts)))
+    return pattern
+
+
+def _sight(pattern: Pattern, context: int) -> Iterator[str]:
+    """Queries that see nothing, or nothing but themselves, in a row of `context` positions; shorter ones are not looked at."""
+    import numpy as np
+
+    low, high = pattern.reach()
+    if low >= 0 >= high and context > 1:
+        yield "lets no token see another: a window needs a side of at least 1."
+        return
+    position = np.arange(context, dtype=np.int32)
+    if pattern.allows(position, position).all():
+        return
+    blind = np.flatnonzero(pattern.kept_rows(context, context) == 0)
+    if blind.size:
+        more = f" and {blind.size - 1} more" if blind.size > 1 else ""
+        yield f"leaves the query at position {blind[0]}{more} nothing to attend to: add its own key with | window(0, 0)."
+
+
+def _routed(config: ModelConfig, pattern: Routed) -> Iterator[str]:
+    name = f"model.attention.pattern is {str(pattern)!r}"
+    if config.family == "decoder" and not pattern.is_causal:
+        yield f"{name}, with which a decoder would see the tokens that it predicts: write causal=True, or use family: encoder."
+    if config.family != "decoder" and pattern.is_causal:
+        way = "write causal=False" if isinstance(pattern, Lsh) else "use another pattern, or family: decoder"
+        yield f"{name}, which sees the past only, but family is {config.family}, whose encoder reads both ways: {way}."
+    if isinstance(config.position, AlibiPosition | T5Position):
+        yield (
+            f"model.position.kind is {config.position.kind}, a bias on the scores, but {name.removeprefix('model.')}, which takes none: "
+            "use rotary, learned, sinusoidal or none."
+        )
+    if isinstance(pattern, Lsh) and config.resolved_key_value_heads != config.heads:
+        yield (
+            f"model.key_value_heads is {config.key_value_heads}, but {name.removeprefix('model.')}, where one vector is query and key: "
+            f"leave it null, or set it to model.heads = {config.heads}."
+        )
+    if config.attention.backend not in SERVED:
+        yield (
+            f"model.attention.backend is {config.attention.backend}, but {name.removeprefix('model.')}, whose pairs are known only once "
+            f"the tokens are: use one of {', '.join(SERVED)}."
+        )
 
 
 def _list_fits(name: str, length: int, config: ModelConfig) -> Iterator[str]:

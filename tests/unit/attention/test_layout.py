@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from triune.attention import SequenceLayout, causal, full
+from triune.attention import SequenceLayout, causal, full, global_tokens, window
 
 cases = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -67,6 +68,10 @@ def test_bad_layouts_are_refused():
         SequenceLayout(documents=zeros, positions=zeros[:, :2])
     with pytest.raises(ValueError, match="prefix"):
         SequenceLayout(documents=zeros, positions=zeros, prefix=torch.zeros(2, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"landmarks \[2, 2\]"):
+        SequenceLayout(documents=zeros, positions=zeros, landmarks=torch.zeros(2, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="neither plain nor right_padded"):
+        SequenceLayout(documents=zeros, positions=zeros, landmarks=torch.zeros(2, 3, dtype=torch.bool), plain=True)
     with pytest.raises(ValueError, match="neither plain nor right_padded"):
         SequenceLayout(documents=zeros, positions=zeros, prefix=torch.zeros(2, 3, dtype=torch.bool), plain=True)
 
@@ -88,10 +93,9 @@ def test_flags_promise_only_what_holds(data):
         row, column = data.draw(st.integers(0, batch - 1)), data.draw(st.integers(0, length - 1))
         documents[row, column] = data.draw(st.integers(-1, 2))
         positions[row, column] = data.draw(st.integers(0, length))
-    prefix = data.draw(
-        st.sampled_from([None, np.zeros_like(documents, dtype=bool), np.ones_like(documents, dtype=bool)])
-    )
-    layout = SequenceLayout.from_arrays(documents, positions, prefix)
+    marks = st.sampled_from([None, np.zeros_like(documents, dtype=bool), np.ones_like(documents, dtype=bool)])
+    prefix, landmarks = data.draw(marks), data.draw(marks)
+    layout = SequenceLayout.from_arrays(documents, positions, prefix, landmarks)
     index = np.arange(length)
     for row, where in zip(documents, positions, strict=True):
         real = row >= 0
@@ -106,7 +110,9 @@ def test_flags_promise_only_what_holds(data):
                 assert len(np.unique((where - index)[row == number])) == 1
     if layout.right_padded:
         assert layout.prefix is None
+        assert layout.landmarks is None
     assert (layout.prefix is None) == (prefix is None or not prefix.any())
+    assert (layout.landmarks is None) == (landmarks is None or not landmarks.any())
 
 
 def test_contiguous_refuses_a_document_in_two_pieces():
@@ -127,6 +133,58 @@ def test_allowed_is_documents_and_padding_and_pattern_or_prefix():
     assert mask[0, 0, 5].all()  # a dead row stays open, so that no softmax runs over nothing
 
 
+def pictures(mask, dead):
+    return [["".join("#" if seen else "." for seen in row) for row in rows[0]] for rows in mask & ~dead]
+
+
+def test_landmarks_see_and_are_seen_by_their_document():
+    """Two documents of 4 and 2, one token of padding; token 2 of the first and the padding are marked."""
+    layout = SequenceLayout.from_arrays(
+        np.array([[0, 0, 0, 0, 1, 1, -1]]),
+        np.array([[0, 1, 2, 3, 0, 1, 0]]),
+        landmarks=np.array([[0, 0, 1, 0, 0, 0, 1]], dtype=bool),
+    )
+    both_ways = ["#.#....", ".##....", "####...", "..##...", "....#..", ".....#.", "......."]
+    assert pictures(*layout.allowed(window(0, 0), layout))[0] == [
+        "#......",
+        ".#.....",
+        "###....",
+        "..##...",
+        *both_ways[4:],
+    ]
+    # no proof that this one is causal: it may look ahead
+    assert pictures(*layout.allowed(window(0, 1) & ~window(1, 1) | window(0, 0), layout))[0] == both_ways
+
+
+def test_landmarks_equal_global_tokens_where_rows_agree():
+    documents, positions = np.zeros((2, 6), dtype=np.int32), np.arange(6, dtype=np.int32)[None].repeat(2, 0)
+    marks = np.zeros((2, 6), dtype=bool)
+    marks[0, [0, 3]] = marks[1, [5]] = True
+    layout = SequenceLayout.from_arrays(documents, positions, landmarks=marks)
+    for pattern, limit in ((window(1, 1), full()), (window(1, 0), causal())):
+        seen = pictures(*layout.allowed(pattern, layout))
+        for row, indices in enumerate(([0, 3], [5])):
+            wanted = ((pattern | global_tokens(indices=indices)) & limit).materialize(range(6), range(6))
+            assert seen[row] == ["".join("#" if key else "." for key in query) for query in wanted]
+
+
+def test_landmarks_of_keys_alone_and_of_queries_alone():
+    """Queries go on where the keys end, as in cached decoding and in cross-attention with a pattern."""
+    zeros = np.zeros((1, 4), dtype=np.int32)
+    keys = SequenceLayout.from_arrays(zeros, np.arange(4)[None], landmarks=np.array([[1, 0, 0, 0]], dtype=bool))
+    queries = SequenceLayout.from_arrays(zeros[:, :2], np.array([[3, 4]]))
+    assert pictures(*queries.allowed(window(1, 0), keys)) == [["#.##", "#..#"]]
+    plain = SequenceLayout.plain_rows(1, 4)
+    marked = SequenceLayout.from_arrays(zeros[:, :2], np.array([[2, 3]]), landmarks=np.array([[0, 1]], dtype=bool))
+    assert pictures(*marked.allowed(window(1, 0), plain)) == [[".##.", "####"]]
+
+
+def test_a_landmark_sees_itself_where_the_pattern_sees_the_past_alone():
+    zeros, marks = np.zeros((1, 3), dtype=np.int32), np.array([[0, 1, 0]], dtype=bool)
+    layout = SequenceLayout.from_arrays(zeros, np.arange(3)[None], landmarks=marks)
+    assert pictures(*layout.allowed(causal() & ~window(0, 0), layout)) == [["...", "##.", "##."]]
+
+
 def test_masks_are_made_once_a_batch():
     queries, keys = SequenceLayout.packed([[2, 1]], 4), SequenceLayout.packed([[1, 3]], 5)
     first = queries.allowed(causal(), queries)
@@ -140,11 +198,15 @@ def test_masks_are_made_once_a_batch():
 
 
 def test_copies_carry_everything_but_the_masks():
-    layout = SequenceLayout.packed([[2, 1], [4]], 4)
+    packed = SequenceLayout.packed([[2, 1], [4]], 4)
+    marks = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 1]]).bool()
+    layout = replace(packed, prefix=marks, landmarks=~marks)
     layout.allowed(causal(), layout)
     for twin in (layout.to("cpu"), pickle.loads(pickle.dumps(layout)), copy.copy(layout), copy.deepcopy(layout)):
         assert torch.equal(twin.documents, layout.documents)
         assert torch.equal(twin.positions, layout.positions)
+        assert torch.equal(twin.prefix, marks)
+        assert torch.equal(twin.landmarks, ~marks)
         assert (twin.plain, twin.right_padded, twin.contiguous) == (False, False, True)
         assert twin._memo == {}
     assert SequenceLayout.plain_rows(2, 3).to("cpu").plain
