@@ -8,7 +8,7 @@ from triune.attention.bias import AlibiBias
 from triune.attention.dispatch import BACKENDS, attend
 
 torch.set_num_threads(1)
-BACKEND = pytest.mark.parametrize("backend", list(BACKENDS))
+BACKEND = pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "flex"])
 B, H, T = 4, 4, 16
 
 

@@ -46,7 +46,7 @@ def tensors(queries, keys):
     return [torch.randn(*shape, generator=generator) for shape in shapes]
 
 
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "flex"])
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 @pytest.mark.parametrize("bias", ["none", "alibi", "t5"])
 @pytest.mark.parametrize("changed", [-1, 0, 1])
@@ -58,14 +58,14 @@ def test_self_attention(backend, pattern, bias, changed):
     documents_stay(layout, layout, tensors(T, T), options, changed)
 
 
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "flex"])
 @pytest.mark.parametrize("changed", [-1, 0, 1])
 def test_cross_attention(backend, changed):
     queries, keys = SequenceLayout.packed(PACKED, T), SequenceLayout.packed(SOURCE, S)
     documents_stay(queries, keys, tensors(T, S), {"pattern": full(), "backend": backend}, changed)
 
 
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "flex"])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("pattern", [causal(), full(), window(4, 0), window(2, 2)], ids=str)
 def test_padding(backend, side, pattern):
@@ -73,7 +73,7 @@ def test_padding(backend, side, pattern):
     documents_stay(layout, layout, tensors(T, T), {"pattern": pattern, "backend": backend}, -1)
 
 
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "flex"])
 def test_a_document_in_a_row_equals_the_document_alone(backend):
     """Packing changes nothing but the shape: to rounding (matrix products of other sizes sum in another order)."""
     layout = SequenceLayout.packed(PACKED, T)

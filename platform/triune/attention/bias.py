@@ -23,6 +23,12 @@ class ScoreBias(Protocol):
     def __call__(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
         """Positions [B or 1, T] and [B or 1, S] (integers) -> scores [B or 1, H, T, S], fp32 or the parameter's dtype."""
 
+    def by_distance(self, distance: Tensor) -> Tensor:
+        """Distances key - query [N] (integers) -> scores [H, N]: all that a bias by relative position says."""
+
+    def of_heads(self, start: int, stop: int) -> ScoreBias:
+        """The same for the heads start .. stop - 1."""
+
 
 @dataclass(frozen=True)
 class AlibiBias:
@@ -33,12 +39,23 @@ class AlibiBias:
     """
 
     heads: int
+    part: tuple[int, int] | None = None  # the heads start .. stop - 1 of them only
     constant: ClassVar[bool] = True
 
     def __call__(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
         distance = (key_positions[:, None, None, :] - query_positions[:, None, :, None]).abs()  # [B, 1, T, S]
-        slopes = torch.tensor(alibi_slopes(self.heads), dtype=torch.float32, device=distance.device)
-        return distance * -slopes[:, None, None]
+        return distance * -self._slopes(distance.device)[:, None, None]
+
+    def by_distance(self, distance: Tensor) -> Tensor:
+        return distance.abs() * -self._slopes(distance.device)[:, None]
+
+    def of_heads(self, start: int, stop: int) -> AlibiBias:
+        first = self.part[0] if self.part else 0
+        return AlibiBias(self.heads, (first + start, first + stop))
+
+    def _slopes(self, device: torch.device) -> Tensor:
+        start, stop = self.part or (0, self.heads)
+        return torch.tensor(alibi_slopes(self.heads)[start:stop], dtype=torch.float32, device=device)
 
 
 def alibi_slopes(heads: int) -> tuple[float, ...]:
@@ -79,11 +96,20 @@ class T5Bias:
             )
 
     def __call__(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
-        distance = key_positions[:, None, :] - query_positions[:, :, None]  # [B, T, S]
+        return self._look_up(key_positions[:, None, :] - query_positions[:, :, None]).permute(0, 3, 1, 2)
+
+    def by_distance(self, distance: Tensor) -> Tensor:
+        return self._look_up(distance).t()
+
+    def of_heads(self, start: int, stop: int) -> T5Bias:
+        return T5Bias(self.table[:, start:stop], bidirectional=self.bidirectional, max_distance=self.max_distance)
+
+    def _look_up(self, distance: Tensor) -> Tensor:
+        """[...] -> [..., H]."""
         bucket = t5_bucket(
             distance, buckets=self.table.shape[0], max_distance=self.max_distance, bidirectional=self.bidirectional
         )
-        return F.embedding(bucket, self.table).permute(0, 3, 1, 2)
+        return F.embedding(bucket, self.table)
 
 
 def t5_bucket(distance: Tensor, *, buckets: int, max_distance: int, bidirectional: bool) -> Tensor:

@@ -5,20 +5,26 @@ Legend: B batch, T query length, S key length, H heads, K key/value heads, D hea
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
-from triune.attention.backends import reference, sdpa
+from triune.attention.backends import blocked, flex, reference, sdpa
 from triune.attention.bias import ScoreBias
 from triune.attention.call import AttentionCall
 from triune.attention.layout import SequenceLayout
 from triune.attention.patterns import Pattern, causal, full
+from triune.attention.routed.attend import attend_routed
+from triune.attention.routed.call import Branches, RoutedCall
+from triune.attention.routed.patterns import Routed
+from triune.attention.rule import dense_time, prefers_tiles
 from triune.errors import UserError, nearest
 
-#: by name, the quickest first: `auto` takes the first that can serve the call
-BACKENDS: dict[str, ModuleType] = {"sdpa": sdpa, "reference": reference}
+#: by name
+BACKENDS: dict[str, ModuleType] = {"sdpa": sdpa, "blocked": blocked, "flex": flex, "reference": reference}
 
 
 def attend(
@@ -26,7 +32,7 @@ def attend(
     key: Tensor,
     value: Tensor,
     *,
-    pattern: Pattern,
+    pattern: Pattern | Routed,
     query_layout: SequenceLayout | None = None,
     key_layout: SequenceLayout | None = None,
     bias: ScoreBias | Tensor | None = None,
@@ -34,6 +40,7 @@ def attend(
     dropout: float = 0.0,
     training: bool = False,
     backend: str = "auto",
+    branches: Branches | None = None,
 ) -> Tensor:
     """softmax(scale x Q K^T + bias, over the allowed pairs) V (Vaswani et al. 2017, 3.2.1).
 
@@ -54,6 +61,7 @@ def attend(
         dropout: probability of dropping an attention weight, in training only.
         training: as in nn.Module.
         backend: a name of `BACKENDS`, or "auto" for the quickest that can.
+        branches: what `nsa` has beside query, key and value.
 
     Returns:
         [B, H, T, D].
@@ -70,6 +78,22 @@ def attend(
     for layout, tensor, name in ((query_layout, query, "query"), (key_layout, key, "key")):
         if layout.shape != (tensor.shape[0], tensor.shape[2]):
             raise ValueError(f"{name}_layout is of {layout.shape} rows and tokens, but {name} is {list(tensor.shape)}")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    dropout = dropout if training else 0.0
+    if isinstance(pattern, Routed):
+        routed = RoutedCall(
+            query=query,
+            key=key,
+            value=value,
+            pattern=pattern,
+            query_layout=query_layout,
+            key_layout=key_layout,
+            bias=bias,
+            scale=scale,
+            dropout=dropout,
+            branches=branches,
+        )
+        return attend_routed(routed, backend)
     call = AttentionCall(
         query=query,
         key=key,
@@ -78,26 +102,69 @@ def attend(
         query_layout=query_layout,
         key_layout=key_layout,
         bias=bias,
-        scale=query.shape[-1] ** -0.5 if scale is None else scale,
-        dropout=dropout if training else 0.0,
+        scale=scale,
+        dropout=dropout,
     )
-    return choose(call, backend).attend(call)
+    parts = [choose(part, backend).attend(part) for part in _by_heads(call)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def choose(call: AttentionCall, backend: str = "auto") -> ModuleType:
-    """The backend that serves the call; UserError where the named one, or none, can."""
+    """The backend that serves the call; UserError where the named one, or none, can.
+
+    `auto` takes the quickest: one that skips tiles where the rule (rule.py) says that this pays, else a dense one.
+    """
     if backend != "auto" and backend not in BACKENDS:
         raise UserError(
             f"attention.backend is {backend!r}, but it must be one of auto, {', '.join(BACKENDS)}"
             f"{nearest(backend, ['auto', *BACKENDS])}"
         )
     refusals = []
-    for name in BACKENDS if backend == "auto" else (backend,):
+    for name in _order(call) if backend == "auto" else (backend,):
         reasons = BACKENDS[name].why_not(call)
         if not reasons:
             return BACKENDS[name]
         refusals += [f"\n  {name}: {reason}" for reason in reasons]
     raise UserError(f"attention.backend is {backend!r}, but it can't serve this call:{''.join(refusals)}")
+
+
+def _order(call: AttentionCall) -> tuple[str, ...]:
+    """All backends, the quickest for the call first."""
+    heads = call.query.shape[1]
+    if not prefers_tiles(call.pattern, call.query_layout, call.key_layout, heads=heads, dense=dense_time(call)):
+        return ("sdpa", "blocked", "reference")
+    return (
+        ("blocked", "sdpa", "reference")
+        if call.query.device.type == "cpu"
+        else ("flex", "sdpa", "blocked", "reference")
+    )
+
+
+def _by_heads(call: AttentionCall) -> Iterator[AttentionCall]:
+    """One call a group of heads that share a pattern."""
+    patterns = call.pattern.heads()
+    if len(patterns) == 1:
+        yield call
+        return
+    heads, keys = call.query.shape[1], call.key.shape[1]
+    if keys % len(patterns):
+        raise ValueError(
+            f"{call.pattern} has {len(patterns)} parts, which must divide the {heads} heads and {keys} key/value heads"
+        )
+    for part, pattern in enumerate(patterns):
+        mine = slice(part * heads // len(patterns), (part + 1) * heads // len(patterns))
+        theirs = slice(part * keys // len(patterns), (part + 1) * keys // len(patterns))
+        bias = call.bias
+        if bias is not None:
+            bias = bias[:, mine] if isinstance(bias, Tensor) else bias.of_heads(mine.start, mine.stop)
+        yield replace(
+            call,
+            query=call.query[:, mine],
+            key=call.key[:, theirs],
+            value=call.value[:, theirs],
+            pattern=pattern,
+            bias=bias,
+        )
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> None:
@@ -114,14 +181,14 @@ def _check(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> None:
 
 
 def _fill(
-    pattern: Pattern,
+    pattern: Pattern | Routed,
     query: Tensor,
     key: Tensor,
     query_layout: SequenceLayout | None,
     key_layout: SequenceLayout | None,
     *,
     aligned: bool,
-) -> tuple[Pattern, SequenceLayout, SequenceLayout]:
+) -> tuple[Pattern | Routed, SequenceLayout, SequenceLayout]:
     """Plain rows for the layouts that are None; `aligned` where positions matter beyond the pattern."""
     batch, _, queries, _ = query.shape
     keys, device = key.shape[2], query.device

@@ -79,10 +79,9 @@ def road(call: AttentionCall, dtype: torch.dtype) -> Road:
         allowed = None
     elif single and pattern.is_full:
         allowed = queries.remember("real keys", keys, lambda: _real_keys(queries, keys))
+    elif is_triangle(call):
+        return Road(causal=True, dead=_padding(queries))
     elif single and pattern.is_causal and _same_rows(queries, keys):
-        # Padding stands to the right of every real token, where no real query looks: the rows are as good as plain.
-        if pattern == _CAUSAL and call.bias is None:
-            return Road(causal=True, dead=_padding(queries))
         allowed = queries.remember(("as plain", pattern), keys, lambda: _as_plain(pattern, queries))
     else:
         allowed = queries.allowed(pattern, keys)
@@ -93,6 +92,16 @@ def road(call: AttentionCall, dtype: torch.dtype) -> Road:
     else:
         mask = _biased(call, allowed, dtype)
     return Road(mask=mask, dead=_padding(queries) if allowed is None else allowed.dead)
+
+
+def is_triangle(call: AttentionCall) -> bool:
+    """Whether the kernel's own triangle, which skips the pairs that it drops, serves the call.
+
+    Padding stands to the right of every real token, where no real query looks: such rows are as good as plain.
+    """
+    queries, keys = call.query_layout, call.key_layout
+    single = queries.right_padded and keys.right_padded and _same_rows(queries, keys)
+    return single and call.pattern == _CAUSAL and call.bias is None
 
 
 def _same_rows(queries: SequenceLayout, keys: SequenceLayout) -> bool:
