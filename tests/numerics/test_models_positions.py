@@ -203,3 +203,27 @@ def test_the_order_of_tokens_counts_and_without_positions_it_does_not(position: 
         assert not torch.allclose(model(inputs[:, order]), model(inputs)[:, order], atol=1e-2)
         model = tiny("encoder", "none")
         torch.testing.assert_close(model(inputs[:, order]), model(inputs)[:, order], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["encoder", "decoder", "encoder_decoder"])
+def test_t5_biases_are_the_same_shared_and_by_rule(family):
+    """A stack whose layers skip tiles never makes the scores of all pairs; the table's gradient stays the same."""
+    torch.manual_seed(0)
+    patterns = {"encoder": "window(9, 5)", "decoder": "window(9, 0)", "encoder_decoder": "window(9, 5)"}
+    model = tiny(family, "t5", **{"attention.pattern": patterns[family]}).double()
+    rows = ids(2, 40)
+    source = {"source": ids(2, 40)} if family == "encoder_decoder" else {}
+    found = []
+    for backend in ("sdpa", "blocked"):
+        model.zero_grad()
+        for module in model.modules():
+            if hasattr(module, "backend"):
+                module.backend = backend
+        hidden = model(rows, **source)
+        hidden.square().sum().backward()
+        tables = [parameter.grad for name, parameter in model.named_parameters() if "relative" in name]
+        assert all(table.abs().sum() > 0 for table in tables)
+        found.append([hidden, *tables])
+    for shared, ruled in zip(*found, strict=True):
+        # some 100 roundings of fp64 along either way
+        assert (shared - ruled).abs().max() <= 1e-12 * shared.abs().max()

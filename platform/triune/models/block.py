@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from torch import Tensor, nn
 
 from triune.attention.patterns import Pattern, full
+from triune.attention.routed.patterns import Routed
 from triune.models.config import ModelConfig
 from triune.models.layers.attention import MultiHeadAttention, Surroundings
 from triune.models.layers.cache import LayerCache
@@ -42,11 +44,15 @@ class Residual(nn.Module):
 
     def forward(self, hidden: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         """[B, T, M] -> [B, T, M]."""
+        hidden = hidden + self.branch(hidden, sublayer)
+        return hidden if self.norm_sum is None else self.norm_sum(hidden)
+
+    def branch(self, hidden: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        """What is added to the residual stream, [B, T, M] -> [B, T, M]."""
         branch = sublayer(hidden if self.norm_before is None else self.norm_before(hidden))
         if self.norm_branch is not None:
             branch = self.norm_branch(branch)
-        hidden = hidden + self.drop(self.dropout(branch))
-        return hidden if self.norm_sum is None else self.norm_sum(hidden)
+        return self.drop(self.dropout(branch))
 
 
 class Block(nn.Module):
@@ -61,7 +67,13 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, pattern: Pattern, *, cross: bool = False, first: bool = False, drop: float = 0.0
+        self,
+        config: ModelConfig,
+        pattern: Pattern | Routed,
+        *,
+        cross: bool = False,
+        first: bool = False,
+        drop: float = 0.0,
     ) -> None:
         super().__init__()
         self.attention = MultiHeadAttention(config, pattern)
@@ -81,8 +93,21 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
     ) -> Tensor:
         """[B, T, M] -> [B, T, M]; `memory` [B, S, M] and `across` are the encoder's output and where it belongs."""
-        hidden = self.attention_residual(hidden, lambda x: self.attention(x, around, cache=cache))
-        if self.cross_attention is not None and self.cross_residual is not None and across is not None:
-            cross = self.cross_attention
-            hidden = self.cross_residual(hidden, lambda x: cross(x, across, memory=memory, cache=cache))
-        return self.feed_forward_residual(hidden, self.feed_forward)
+        for residual, _, function in self.sublayers(around, memory=memory, across=across, cache=cache):
+            hidden = residual(hidden, function)
+        return hidden
+
+    def sublayers(
+        self,
+        around: Surroundings,
+        *,
+        memory: Tensor | None = None,
+        across: Surroundings | None = None,
+        cache: LayerCache | None = None,
+    ) -> Iterator[tuple[Residual, nn.Module, Callable[[Tensor], Tensor]]]:
+        """The block's sublayers in order: the connection around each, its module, and its function [B, T, M] -> [B, T, M]."""
+        attention, cross, feed_forward = self.attention, self.cross_attention, self.feed_forward
+        yield self.attention_residual, attention, partial(attention, around=around, cache=cache)
+        if cross is not None and self.cross_residual is not None and across is not None:
+            yield self.cross_residual, cross, partial(cross, around=across, memory=memory, cache=cache)
+        yield self.feed_forward_residual, feed_forward, feed_forward

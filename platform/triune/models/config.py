@@ -129,11 +129,13 @@ class FeedForwardConfig:
         kind: relu (2017), gelu (exact), gelu_tanh (GPT-2), relu_squared (So et al. 2021), swiglu, geglu, geglu_tanh (Shazeer 2020).
         width: inner width; null is 4 x the model's width, for a gated kind 8/3 x, rounded up to a multiple of 64.
         dropout: probability of dropping an inner activation in training.
+        chunk: positions of a row that pass at once, recomputed in the backward pass: less memory, one more forward pass of the network (Kitaev et al. 2020); null is all, none recomputed.
     """
 
     kind: Literal["relu", "gelu", "gelu_tanh", "relu_squared", "swiglu", "geglu", "geglu_tanh"] = "gelu"
     width: int | None = None
     dropout: float = 0.0
+    chunk: int | None = None
 
     @property
     def gated(self) -> bool:
@@ -207,6 +209,7 @@ class ModelConfig:
         dropout: probability of dropping an embedding or a sublayer's output in training.
         stochastic_depth: probability of dropping the last block's branches in training, growing linearly with depth (Huang et al. 2016).
         activation_checkpointing: recompute each block's activations in the backward pass.
+        reversible: two residual streams, whose activations are recomputed from the last ones: memory flat in depth (Kitaev et al. 2020). Another function than one stream with the same weights.
         loss_chunk: rows of hidden states that pass through the vocabulary at once; null chooses by memory.
     """
 
@@ -233,6 +236,7 @@ class ModelConfig:
     dropout: float = 0.0
     stochastic_depth: float = 0.0
     activation_checkpointing: bool = False
+    reversible: bool = False
     loss_chunk: int | None = None
 
     @property

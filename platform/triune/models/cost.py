@@ -10,10 +10,13 @@ checkpointing recomputes: these are the FLOPs the model needs, as MFU has them. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from triune.attention.patterns import Pattern
+from triune.attention.routed.patterns import Routed
 from triune.models.checks import layer_patterns
 from triune.models.config import ModelConfig, RotaryPosition, T5Position
 from triune.models.inventory import Reader, projected, vocabulary_of, weights
@@ -128,7 +131,7 @@ def flops(config: ModelConfig, length: int, *, source_length: int | None = None,
             parts[weight.part] = parts.get(weight.part, 0) + 2 * weight.size * readers[weight.reader]
     if config.tie_embeddings:
         parts["head"] = parts.get("head", 0) + 2 * vocabulary_of(config) * config.width * readers["predicted"]
-    pair = 4 * config.heads * config.resolved_head_width  # one product with the key, one with the value
+    pair = 4 * config.resolved_head_width  # one product with the key, one with the value
     parts["attention scores"] = pair * _pairs(config, length, source)
     return Flops(parts=parts, tokens=length + source)
 
@@ -161,15 +164,21 @@ def _source_length(config: ModelConfig, source_length: int | None) -> int:
 
 
 def _pairs(config: ModelConfig, length: int, source: int) -> int:
-    """Query-key pairs that all layers keep in a row."""
+    """Query-key pairs that all heads of all layers keep in a row."""
     if config.family != "encoder_decoder":
         patterns = layer_patterns(config, config.layers, decoder=config.family == "decoder")
-        return sum(pattern.kept(length, length) for pattern in patterns)
+        return _kept(config, patterns, length)
     layers = config.resolved_decoder_layers
     read = layer_patterns(config, config.layers, decoder=False)
     written = layer_patterns(config, layers, decoder=True, cross=True)
-    inside = sum(pattern.kept(source, source) for pattern in read) + sum(p.kept(length, length) for p in written)
-    return inside + layers * length * source
+    inside = _kept(config, read, source) + _kept(config, written, length)
+    return inside + config.heads * layers * length * source
+
+
+def _kept(config: ModelConfig, patterns: Sequence[Pattern | Routed], length: int) -> int:
+    """Pairs of self-attention in rows of `length`; each pattern is counted once, however many layers have it."""
+    parts = Counter(part for pattern in patterns for part in pattern.heads() * (config.heads // len(pattern.heads())))
+    return sum(layers * part.kept(length, length) for part, layers in parts.items())
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------------
@@ -196,7 +205,7 @@ def chunk_rows(rows: int, vocabulary: int, *, device: str, itemsize: int) -> int
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of one training step on one device, by part, at its peak (the end of the forward pass)."""
+    """Bytes of one training step on one device, by part, at its peak: the end of the forward pass and what is then recomputed."""
 
     parts: Mapping[str, int]
 
@@ -272,41 +281,79 @@ def optimizer_numbers(config: ModelConfig, kind: OptimizerKind) -> int:
 
 
 def key_value_bytes_per_token(config: ModelConfig, itemsize: int = 2) -> int:
-    """Bytes that a decoder's cache keeps for each token of a row; in an encoder_decoder also for each token of its source."""
+    """Bytes that a decoder's cache keeps for each token of a row; in an encoder_decoder also for each token of its source.
+
+    Until windows are full: see `key_value_bytes`.
+    """
     layers = config.resolved_decoder_layers if config.family == "encoder_decoder" else config.layers
     return layers * projected(config)[1] * itemsize
 
 
+def key_value_bytes(config: ModelConfig, length: int, itemsize: int = 2, *, source_length: int | None = None) -> int:
+    """Bytes that a decoder's cache keeps for a row of `length` tokens: of a window, no more than the window.
+
+    The bytes in use; buffers may have room for more tokens (`new_cache`), but never for more than a window. In an
+    encoder_decoder `source_length` tokens of memory come on top.
+    """
+    cross = config.family == "encoder_decoder"
+    layers = config.resolved_decoder_layers if cross else config.layers
+    numbers = layers * _source_length(config, source_length) * projected(config)[1]
+    for pattern in layer_patterns(config, layers, decoder=True, cross=cross):
+        first, last = pattern.retained()
+        numbers += (length if last is None else min(length, first + max(last, 1))) * projected(config, pattern)[1]
+    return numbers * itemsize
+
+
+class _Kept(NamedTuple):
+    """Bytes a token that a stack keeps for the backward pass, and those that it recomputes there, one layer at a time."""
+
+    held: int
+    recomputed: int
+
+
 def _activations(config: ModelConfig, length: int, source: int, sizes: _Bytes) -> int:
-    """Bytes of a row kept for the backward pass, from the embeddings to the final norm."""
+    """Bytes of a row kept for the backward pass, from the embeddings to the final norm, and what is recomputed at a time."""
     if config.family != "encoder_decoder":
-        return length * _tower(config, config.layers, length, sizes)
+        return length * sum(_tower(config, config.layers, length, sizes))
     layers = config.resolved_decoder_layers
     read = _tower(config, config.layers, source, sizes)
-    memory = sizes.computed * (layers * projected(config)[1] + config.width)  # its keys and values a layer, and itself
-    return source * (read + memory) + length * _tower(config, layers, length, sizes, cross=True)
+    written = _tower(config, layers, length, sizes, cross=True)
+    memory = sizes.computed * projected(config)[1]  # its keys and values in a layer
+    again = config.reversible or config.activation_checkpointing
+    held = (
+        source * (read.held + sizes.computed * config.width + (0 if again else layers * memory)) + length * written.held
+    )
+    return held + max(source * read.recomputed, length * written.recomputed + (source * memory if again else 0))
 
 
-def _tower(config: ModelConfig, layers: int, length: int, sizes: _Bytes, *, cross: bool = False) -> int:
-    """Bytes a token that a stack keeps."""
+def _tower(config: ModelConfig, layers: int, length: int, sizes: _Bytes, *, cross: bool = False) -> _Kept:
+    """Bytes a token of a stack."""
     kept, computed, mask = sizes
     query, key_value = projected(config)
-    inner = config.feed_forward.inner_width(config.width)
     attention = computed * (query + key_value + query) + 4 * config.heads  # q, k, v, result; log-sum-exp
     if isinstance(config.position, RotaryPosition):
         attention += computed * (query + key_value // 2)  # turned queries and keys
     if isinstance(config.position, T5Position):
         attention += 4 * config.heads * length  # a bias that learns keeps the scores
     crossing = computed * (query + query) + 4 * config.heads
-    feed_forward = computed * inner * (4 if config.feed_forward.gated else 2)
-    if config.feed_forward.dropout:
-        feed_forward += mask * inner
-    residual = kept * config.width * (2 if config.norm.placement == "sandwich" else 1)
+    feed_forward, chunk = _feed_forward(config, length, sizes)
     dropped = mask * config.width if config.dropout else 0
-    branches = 3 if cross else 2
     # a branch keeps what its norm and its first product read, and its dropout mask
-    block = branches * (residual + computed * config.width + dropped) + attention + feed_forward
-    block += crossing if cross else 0
+    branch = kept * config.width * (2 if config.norm.placement == "sandwich" else 1) + computed * config.width + dropped
+    within = [attention, feed_forward, *([crossing] if cross else [])]
+    if config.reversible:  # two wide streams, whatever the depth, and one branch at a time
+        return _Kept(2 * max(kept, 4) * config.width + dropped, branch + max(*within, chunk))
+    block = len(within) * branch + sum(within)
     if config.activation_checkpointing:
-        return kept * config.width * (layers + 1) + block
-    return kept * config.width + dropped + layers * block
+        return _Kept(kept * config.width * (layers + 1), block + chunk)
+    return _Kept(kept * config.width + dropped + layers * block, chunk)
+
+
+def _feed_forward(config: ModelConfig, length: int, sizes: _Bytes) -> tuple[int, int]:
+    """Bytes a token that the inner activations of a layer keep, and those of the one chunk that is recomputed at a time."""
+    inner = config.feed_forward.inner_width(config.width)
+    whole = sizes.computed * inner * (4 if config.feed_forward.gated else 2)
+    if config.feed_forward.dropout:
+        whole += sizes.mask * inner
+    chunk = config.feed_forward.chunk
+    return (whole, 0) if chunk is None or length <= chunk else (0, whole * chunk // length)

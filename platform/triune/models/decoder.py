@@ -55,4 +55,4 @@ class Decoder(nn.Module):
 
     def new_cache(self, batch: int, capacity: int = 0) -> KeyValueCache:
         """An empty cache for `batch` rows, with room for `capacity` tokens a row before it has to grow."""
-        return KeyValueCache(layers=self.config.layers, batch=batch, capacity=capacity)
+        return self.stack.new_cache(batch, capacity)

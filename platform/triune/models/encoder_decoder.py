@@ -76,4 +76,4 @@ class EncoderDecoder(nn.Module):
 
     def new_cache(self, batch: int, capacity: int = 0) -> KeyValueCache:
         """An empty cache for `batch` rows, with room for `capacity` target tokens a row before it has to grow."""
-        return KeyValueCache(layers=self.config.resolved_decoder_layers, batch=batch, capacity=capacity)
+        return self.decoder.new_cache(batch, capacity)

@@ -15,6 +15,7 @@ from triune.models.heads import VocabularyHead
 from triune.models.layers.attention import MultiHeadAttention
 from triune.models.layers.embedding import InputEmbedding
 from triune.models.layers.feed_forward import FeedForward
+from triune.models.layers.native_sparse import Compression, NativeSparse
 from triune.models.layers.norm import RMSNorm
 from triune.models.layers.position import RelativeBias
 from triune.models.stack import Stack
@@ -101,6 +102,12 @@ class _Start:
                         self.draw(table.weight, "position")
             case MultiHeadAttention():
                 self.attention(module, branches)
+            case NativeSparse():
+                self.draw(module.gate.weight, "hidden")
+            case Compression():
+                nn.init.zeros_(module.position)
+                self.draw(module.up.weight, "hidden")
+                self.draw(module.down.weight, "hidden")
             case FeedForward():
                 for matrix in module.up.weight.chunk(2 if module.gated else 1):
                     self.draw(matrix, "hidden")
@@ -115,10 +122,11 @@ class _Start:
         if module.cross:
             matrices = (module.query.weight, *module.key_value.weight.split([key, key]))
         else:
-            matrices = module.query_key_value.weight.split([query, key, key])
+            rest = module.query_key_value.weight.shape[0] - query  # keys and values, [K D, M] each
+            matrices = module.query_key_value.weight.split([query, *[key] * (rest // key)])
         self.draw(matrices[0], "query")
-        self.draw(matrices[1], "hidden")
-        self.draw(matrices[2], "hidden")
+        for matrix in matrices[1:]:
+            self.draw(matrix, "hidden")
         self.draw(module.output.weight, "residual", branches)
 
     def head(self, module: VocabularyHead) -> None:

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from math import prod
 from typing import Literal, NamedTuple
 
+from triune.attention.patterns import Pattern
+from triune.attention.routed.patterns import Lsh, Nsa, Routed
+from triune.models.checks import layer_patterns
 from triune.models.config import LearnedPosition, ModelConfig, T5Position
 
 #: The tokens whose vectors a weight is multiplied with; "nothing" for lookups and what is element-wise.
@@ -58,8 +61,9 @@ def _input(config: ModelConfig) -> Iterator[Weight]:
 
 def _stack(config: ModelConfig, layers: int, reader: Reader, *, cross: bool = False) -> Iterator[Weight]:
     branches = 3 if cross else 2
-    for layer in range(layers):
-        yield from _attention(config, reader)
+    decoder = cross or config.family == "decoder"
+    for layer, pattern in enumerate(layer_patterns(config, layers, decoder=decoder, cross=cross)):
+        yield from _attention(config, reader, pattern)
         if cross:
             yield from _cross_attention(config)
         yield from _feed_forward(config, reader)
@@ -72,11 +76,24 @@ def _stack(config: ModelConfig, layers: int, reader: Reader, *, cross: bool = Fa
         yield from _norm(config)
 
 
-def _attention(config: ModelConfig, reader: Reader) -> Iterator[Weight]:
-    query, key_value = projected(config)
-    yield from _linear("attention", query + key_value, config.width, reader, bias=config.resolved_qkv_bias)
+def _attention(config: ModelConfig, reader: Reader, pattern: Pattern | Routed) -> Iterator[Weight]:
+    query, key_value = projected(config, pattern)
+    shared = key_value // 2 if isinstance(pattern, Lsh) else 0  # the keys are the queries
+    yield from _linear("attention", query + key_value - shared, config.width, reader, bias=config.resolved_qkv_bias)
     yield from _linear("attention", config.width, query, reader, bias=config.bias)
-    yield from _query_key_norms(config)
+    yield from _query_key_norms(config, 1 if shared else 2)
+    if isinstance(pattern, Nsa):
+        yield from _native_sparse(config, reader, pattern)
+
+
+def _native_sparse(config: ModelConfig, reader: Reader, pattern: Nsa) -> Iterator[Weight]:
+    """A compression's matrices multiply blocks, one for `stride` tokens, so that no reader counts them; they are few."""
+    width = config.resolved_head_width
+    for _ in ("keys", "values"):
+        yield Weight("attention", (config.resolved_key_value_heads, pattern.compress, width), "nothing", in_block=True)
+        yield from _linear("attention", width, pattern.compress * width, "nothing", bias=config.bias)
+        yield from _linear("attention", width, width, "nothing", bias=config.bias)
+    yield from _linear("attention", 3 * config.heads, config.width, reader, bias=True)
 
 
 def _cross_attention(config: ModelConfig) -> Iterator[Weight]:
@@ -106,9 +123,10 @@ def _head(config: ModelConfig, vocabulary: int) -> Iterator[Weight]:
         yield Weight("head", (vocabulary,))
 
 
-def projected(config: ModelConfig) -> tuple[int, int]:
-    """Widths of all queries, and of all keys and values together."""
-    return config.heads * config.resolved_head_width, 2 * config.resolved_key_value_heads * config.resolved_head_width
+def projected(config: ModelConfig, pattern: Pattern | Routed | None = None) -> tuple[int, int]:
+    """Widths of all queries, and of all keys and values together; `nsa` has those of three branches."""
+    key = config.resolved_key_value_heads * config.resolved_head_width
+    return config.heads * config.resolved_head_width, 2 * key * (3 if isinstance(pattern, Nsa) else 1)
 
 
 def _linear(
@@ -125,7 +143,6 @@ def _norm(config: ModelConfig, width: int | None = None) -> Iterator[Weight]:
         yield Weight("norms", (width or config.width,))
 
 
-def _query_key_norms(config: ModelConfig) -> Iterator[Weight]:
-    if config.attention.qk_norm:
-        yield from _norm(config, config.resolved_head_width)
+def _query_key_norms(config: ModelConfig, norms: int = 2) -> Iterator[Weight]:
+    for _ in range(norms if config.attention.qk_norm else 0):
         yield from _norm(config, config.resolved_head_width)

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from triune.attention.patterns import parse
+from triune.attention.expression import parse
 from triune.errors import UserError
 from triune.models import cost
 from triune.models.factory import build, resolve
@@ -132,6 +132,19 @@ def test_flops_are_those_that_torch_counts(family: str, variant: str) -> None:
     assert batch * (expected.forward + masked) == forward
     training = counted_by_torch(model, inputs, predicted, backward=True) + vocabulary
     assert batch * (expected.training + 3 * masked) == training
+
+
+def test_flops_follow_the_pattern_of_each_head() -> None:
+    settings = {**TINY, "family": "decoder", "heads": 4}
+    whole = {**settings, "attention": {"pattern": "causal()"}}
+    split = {**settings, "attention": {"pattern": ["per_head(causal(), window(2, 0))", "causal()"]}}
+    pairs = [cost.flops(resolve(tree), 32).parts["attention scores"] for tree in (whole, split)]
+    config = resolve(split)
+    every, near = parse("causal()").kept(32, 32), parse("window(2, 0)").kept(32, 32)
+    first, others = (config.layers + 1) // 2, config.layers // 2
+    pair = 4 * config.resolved_head_width
+    assert pairs[0] == pair * config.layers * 4 * every
+    assert pairs[1] == pair * (first * (2 * every + 2 * near) + others * 4 * every)
 
 
 def test_flops_follow_the_pattern() -> None:

@@ -14,9 +14,12 @@ from triune.attention.bias import ScoreBias
 from triune.attention.dispatch import attend
 from triune.attention.layout import SequenceLayout
 from triune.attention.patterns import Pattern
+from triune.attention.routed.call import Branches
+from triune.attention.routed.patterns import Lsh, Nsa, Routed
 from triune.models.config import ModelConfig
 from triune.models.layers.cache import LayerCache
 from triune.models.layers.linear import Linear
+from triune.models.layers.native_sparse import BRANCHES, NativeSparse
 from triune.models.layers.norm import build_norm
 from triune.models.layers.position import Rotation, rotate
 
@@ -30,6 +33,7 @@ class Surroundings:
 
     query_layout: SequenceLayout | None = None
     key_layout: SequenceLayout | None = None
+    pattern: Pattern | None = None  # in place of the layer's own, where the layouts leave nothing else to tell apart
     rotation: Rotation | None = None
     bias: ScoreBias | Tensor | None = None  # a rule, or scores [B or 1, H, T, S]
 
@@ -38,7 +42,8 @@ class MultiHeadAttention(nn.Module):
     """Concat(head_1, ..., head_H) W^O with head_i = softmax(Q_i K_i^T * scale) V_i (Vaswani et al. 2017, 3.2).
 
     Groups of H/K query heads share a key/value head (Ainslie et al. 2023). Queries, keys and values are one projection
-    in self-attention (weight [(H + 2K) D, M], in this order), queries and key-values two in cross-attention.
+    in self-attention (weight [(H + 2K) D, M], in this order), queries and key-values two in cross-attention. With `lsh` one
+    vector is query and key ([(H + K) D, M] with K = H), with `nsa` each of three branches has its keys and values ([(H + 6K) D, M]).
 
     Args:
         config: widths, heads, biases, scale, dropout, query/key norm and backend.
@@ -46,27 +51,31 @@ class MultiHeadAttention(nn.Module):
         cross: keys and values come from `memory`.
     """
 
-    def __init__(self, config: ModelConfig, pattern: Pattern, *, cross: bool = False) -> None:
+    def __init__(self, config: ModelConfig, pattern: Pattern | Routed, *, cross: bool = False) -> None:
         super().__init__()
         self.heads = config.heads
         self.key_value_heads = config.resolved_key_value_heads
         self.head_width = config.resolved_head_width
         self.pattern = pattern
         self.cross = cross
+        self.shared = isinstance(pattern, Lsh)  # one vector is query and key
+        self.branches = BRANCHES if isinstance(pattern, Nsa) else 1  # sets of keys and values
         self.scale = config.attention.scale
         self.dropout = config.attention.dropout
         self.backend = config.attention.backend
 
-        query, key_value = self.heads * self.head_width, 2 * self.key_value_heads * self.head_width
+        query, key = self.heads * self.head_width, self.key_value_heads * self.head_width
         bias = config.resolved_qkv_bias
         if cross:
             self.query = Linear(config.width, query, bias=bias)
-            self.key_value = Linear(config.width, key_value, bias=bias)
+            self.key_value = Linear(config.width, 2 * key, bias=bias)
         else:
-            self.query_key_value = Linear(config.width, query + key_value, bias=bias)
+            sets = 1 if self.shared else 2 * self.branches
+            self.query_key_value = Linear(config.width, query + sets * key, bias=bias)
         norms = config.attention.qk_norm
         self.query_norm = build_norm(config.norm, self.head_width) if norms else None
-        self.key_norm = build_norm(config.norm, self.head_width) if norms else None
+        self.key_norm = build_norm(config.norm, self.head_width) if norms and not self.shared else None
+        self.native_sparse = NativeSparse(config, pattern) if isinstance(pattern, Nsa) else None
         self.output = Linear(query, config.width, bias=config.bias)
 
     def forward(
@@ -81,11 +90,14 @@ class MultiHeadAttention(nn.Module):
             cache: keys and values of earlier calls; self-attention appends to them.
         """
         query, key, value = self._cross(hidden, memory, cache) if self.cross else self._self(hidden, around, cache)
+        branches: Branches | None = None
+        if self.native_sparse is not None:
+            key, value, branches = self.native_sparse(hidden, key, value)
         attended = attend(
             query,
             key,
             value,
-            pattern=self.pattern,
+            pattern=around.pattern or self.pattern,
             query_layout=around.query_layout,
             key_layout=around.key_layout,
             bias=around.bias,
@@ -93,19 +105,24 @@ class MultiHeadAttention(nn.Module):
             dropout=self.dropout,
             training=self.training,
             backend=self.backend,
+            branches=branches,
         )  # [B, H, T, D]
         return self.output(attended.transpose(1, 2).flatten(2))
 
     def _self(self, hidden: Tensor, around: Surroundings, cache: LayerCache | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, H, T, D], keys and values [B, K, S, D] of the tokens themselves."""
+        """Queries [B, H, T, D], keys and values [B, K, S, D] (with `nsa` 3K) of the tokens themselves."""
         heads = self._split(self.query_key_value(hidden))  # [B, T, H + 2K, D]
-        query_key, value = heads.split([self.heads + self.key_value_heads, self.key_value_heads], dim=2)
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = query_key.split([self.heads, self.key_value_heads], dim=2)
-            query_key = torch.cat([self.query_norm(query), self.key_norm(key)], dim=2).to(value.dtype)
+        values = self.branches * self.key_value_heads
+        keys = 0 if self.shared else values
+        query_key, value = heads.split([self.heads + keys, values], dim=2)
+        if self.query_norm is not None:
+            query, key = query_key.split([self.heads, keys], dim=2)
+            normed = [self.query_norm(query)] if self.key_norm is None else [self.query_norm(query), self.key_norm(key)]
+            query_key = torch.cat(normed, dim=2).to(value.dtype)
         if around.rotation is not None:
             query_key = rotate(query_key, around.rotation)  # queries and keys at once: [B, T, H + K, D]
-        query, key = query_key.transpose(1, 2).split([self.heads, self.key_value_heads], dim=1)
+        query, key = query_key.transpose(1, 2).split([self.heads, keys], dim=1)
+        key = query if self.shared else key
         value = value.transpose(1, 2)
         if cache is not None:
             key, value = cache.append(key, value)

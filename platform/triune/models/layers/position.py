@@ -133,8 +133,11 @@ class RelativeBias(nn.Module):
 
     def forward(self, queries: SequenceLayout, keys: SequenceLayout) -> Tensor:
         """Scores [B or 1, H, T, S] between the tokens of two layouts (the same object in self-attention)."""
-        bias = T5Bias(self.weight, bidirectional=self.bidirectional, max_distance=self.max_distance)
-        return bias_scores(bias, queries, keys)
+        return bias_scores(self.rule(), queries, keys)
+
+    def rule(self) -> T5Bias:
+        """The bias as a rule, for backends that look at some pairs only."""
+        return T5Bias(self.weight, bidirectional=self.bidirectional, max_distance=self.max_distance)
 
     def extra_repr(self) -> str:
         buckets, heads = self.weight.shape
