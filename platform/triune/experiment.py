@@ -232,6 +232,7 @@ CONTINUE_MAY_CHANGE = (
     "data.workers",
     "model.attention.backend",
     "model.activation_checkpointing",
+    "model.feed_forward.chunk",
     "model.loss_chunk",
     "run.tokens",
     "run.micro_batch",

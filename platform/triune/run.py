@@ -28,6 +28,8 @@ from triune.tracking.peaks import Peak, device_peak
 from triune.tracking.progress import StatusBar
 from triune.tracking.throughput import Throughput
 from triune.training.checkpoints import FILE, RunCheckpoints, latest_checkpoint
+from triune.training.conversion import Conversion, plan_conversion
+from triune.training.conversion_settings import check_settings
 from triune.training.module import TransformerModule
 from triune.training.outcome import Outcome, baselines, outcome, text_accuracy
 from triune.training.plan import plan_report, training_flops
@@ -36,7 +38,7 @@ from triune.training.run_directory import RunDirectory, write_atomically
 from triune.training.samples import SampleTable, complete, write_samples
 from triune.training.schedules import schedule
 from triune.training.trainer import accelerator_of, build_trainer, check_trainer, world_size
-from triune.training.weights import describe, load_model, read_weights, save_model, start_from
+from triune.training.weights import Saved, describe, load_model, read_weights, save_model, start_from
 
 
 def prepare(experiment: Experiment) -> int:
@@ -50,7 +52,12 @@ def plan(experiment: Experiment) -> int:
     check_trainer(experiment.trainer)
     model = experiment.model
     notes = []
-    if model.vocabulary is None:
+    saved = read_weights(experiment.init.from_) if experiment.init.from_ is not None else None
+    if saved is not None:
+        check_settings(saved.model, model, saved.path)
+    if model.vocabulary is None and saved is not None:
+        model = dataclasses.replace(model, vocabulary=saved.model.vocabulary)
+    elif model.vocabulary is None:
         entries = round_up(int(experiment.data.tokenizer.vocabulary))
         model = dataclasses.replace(model, vocabulary=entries)
         notes.append(("vocabulary", f"{entries:,}, as data.tokenizer.vocabulary asks; the tokenizer's size decides"))
@@ -71,6 +78,8 @@ def plan(experiment: Experiment) -> int:
             notes=notes,
         )
     )
+    if saved is not None:
+        print(f"\n{plan_conversion(saved.model, model, place=saved.path)}")
     return 0
 
 
@@ -125,20 +134,32 @@ def pretrain(experiment: Experiment, *, stage: str = "pretrain", restart: bool =
         reports.final_report(Outcome.from_dict(report).report)
         return 0
 
+    saved = _weights(experiment, directory)
     parts = assemble(experiment)
     experiment = parts.experiment
     pl.seed_everything(experiment.run.seed, workers=True, verbose=False)
     model = build_model(experiment.model)
-    if experiment.init.from_ is not None:
-        start_from(model, read_weights(experiment.init.from_), tokenizer=parts.prepared.tokenizer.fingerprint)
+    conversion = start_from(model, saved, tokenizer=parts.prepared.tokenizer.fingerprint) if saved else None
+    del saved  # as many bytes as the model, and never read again
     experiment = dataclasses.replace(experiment, name=directory.path.name)
-    result = _train(dataclasses.replace(parts, experiment=experiment), model, directory, stage)
+    result = _train(dataclasses.replace(parts, experiment=experiment), model, directory, stage, conversion)
     if result is not None:
         reports.final_report(result.report)
     return 0
 
 
-def _train(parts: Parts, model: Transformer, directory: RunDirectory, stage: str) -> Outcome | None:
+def _weights(experiment: Experiment, directory: RunDirectory) -> Saved | None:
+    """What a new run starts from, refused before any data is read where it can't; None for a fresh or a continued run."""
+    if experiment.init.from_ is None or latest_checkpoint(directory.checkpoints) is not None:
+        return None
+    saved = read_weights(experiment.init.from_)
+    check_settings(saved.model, experiment.model, saved.path)
+    return saved
+
+
+def _train(
+    parts: Parts, model: Transformer, directory: RunDirectory, stage: str, conversion: Conversion | None
+) -> Outcome | None:
     """Fit, validate, save and sum up; None on a rank above 0 and for a run that was stopped early."""
     experiment = parts.experiment
     checkpoint = latest_checkpoint(directory.checkpoints)
@@ -158,6 +179,9 @@ def _train(parts: Parts, model: Transformer, directory: RunDirectory, stage: str
         directory.path.mkdir(parents=True, exist_ok=True)
         parts.prepared.tokenizer.save(directory.tokenizer)
         write_atomically(directory.experiment, experiments.dump(experiment))
+        if conversion is not None:
+            write_atomically(directory.conversion, f"{conversion}\n")
+            print(f"{conversion}\n")
         print(_opening(parts, model, directory, how, checkpoint))
     rewind(loggers, int(checkpoint.name.removeprefix("step-")) if checkpoint else 0)
     data = data_module(parts)

@@ -92,16 +92,13 @@ def test_tokenizer_that_does_not_match_the_checkpoint(refused, write_config, tmp
     assert "data.tokenizer: {kind: pretrained" in shown
 
 
-def test_context_beyond_a_learned_position_table(refused, write_config, tmp_path):
+def test_weights_that_know_positions_otherwise(refused, write_config, tmp_path):
     learned = {"model": {"position": {"kind": "learned"}}}
     assert main(["pretrain", str(write_config("decoder", QUICK | learned))]) == 0
     run = tmp_path / "runs" / "pretrain" / "run"
-    longer = write_config(
-        "decoder", {**QUICK, "model": {"position": {"kind": "learned"}, "context": 64}}, name="longer"
-    )
-    shown = refused("finetune", longer, f"init.from={run}")
-    assert "model.context: 64" in shown
-    assert "32 positions" in shown
+    shown = refused("finetune", write_config("decoder", QUICK, name="other"), f"init.from={run}")
+    assert "model.position.kind: rotary here, learned in" in shown
+    assert "set model.position.kind=learned" in shown
 
 
 def test_weights_of_another_shape_or_nowhere(refused, write_config, tmp_path):

@@ -20,6 +20,11 @@ class RunDirectory:
         return self.path / "experiment.yaml"
 
     @property
+    def conversion(self) -> Path:
+        """What became of each tensor of the weights that the run started from."""
+        return self.path / "init.txt"
+
+    @property
     def checkpoints(self) -> Path:
         """`step-…` directories, `last` and `best`."""
         return self.path / "checkpoints"

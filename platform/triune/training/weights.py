@@ -17,6 +17,7 @@ from triune.errors import UserError
 from triune.models.config import ModelConfig
 from triune.models.factory import Transformer, build
 from triune.training.checkpoints import FILE, latest_checkpoint
+from triune.training.conversion import Conversion, plan_conversion
 from triune.tree import construct, to_tree
 
 WEIGHTS = "model.safetensors"
@@ -117,8 +118,8 @@ def load_model(path: str | Path) -> tuple[Transformer, Saved]:
     return model.eval(), saved
 
 
-def start_from(model: Transformer, saved: Saved, *, tokenizer: str) -> None:
-    """Copy weights into `model`.
+def start_from(model: Transformer, saved: Saved, *, tokenizer: str) -> Conversion:
+    """Fill `model` with trained weights, carried to its own context and patterns; what happened to each.
 
     Args:
         model: a built model.
@@ -126,46 +127,16 @@ def start_from(model: Transformer, saved: Saved, *, tokenizer: str) -> None:
         tokenizer: fingerprint of the tokenizer the model will read text through.
 
     Raises:
-        UserError: another tokenizer, another family, a context beyond a learned position table, or tensors that do not fit.
+        UserError: another tokenizer, another family, settings that give the tensors another meaning, or tensors that do not fit.
     """
-    if saved.model.family != model.config.family:
-        raise UserError(
-            f"init.from: {saved.path} is of family {saved.model.family}, model.family is {model.config.family}; "
-            "give weights of the same family"
-        )
     if saved.tokenizer != tokenizer:
         raise UserError(
             f"init.from: {saved.path} was trained with another tokenizer (fingerprint {saved.tokenizer[:12]}, the data's is "
             f"{tokenizer[:12]}); set data.tokenizer: {{kind: pretrained, path: {tokenizer_place(saved.path)}}}"
         )
-    wanted = dict(model.named_parameters())
-    given = {name: tensor for name, tensor in saved.tensors.items() if name in wanted or not _is_tied(model, name)}
-    if (
-        saved.model.position.kind == "learned" == model.config.position.kind
-        and model.config.context > saved.model.context
-    ):
-        raise UserError(
-            f"model.context: {model.config.context} is beyond the learned position table of {saved.path} "
-            f"({saved.model.context} positions); set model.context to {saved.model.context} or less"
-        )
-    lines = [f"{n}: missing there" for n in wanted if n not in given]
-    lines += [f"{n}: not in this model" for n in given if n not in wanted]
-    lines += [
-        f"{n}: {tuple(given[n].shape)} there, {tuple(p.shape)} here"
-        for n, p in wanted.items()
-        if n in given and given[n].shape != p.shape
-    ]
-    if lines:
-        shown = "\n  ".join(lines[:8]) + (f"\n  … and {len(lines) - 8} more" if len(lines) > 8 else "")
-        raise UserError(f"init.from: the weights of {saved.path} do not fit `model:`; give the same shape\n  {shown}")
-    with torch.no_grad():
-        for name, parameter in wanted.items():
-            parameter.copy_(given[name])
-
-
-def _is_tied(model: Transformer, name: str) -> bool:
-    """Whether `name` is a second name of a tensor that has another, or a buffer."""
-    return name in dict(model.named_parameters(remove_duplicate=False)) or name in dict(model.named_buffers())
+    conversion = plan_conversion(saved.model, model.config, place=saved.path)
+    conversion.apply(model, saved.tensors)
+    return conversion
 
 
 def tokenizer_place(path: Path) -> Path:
