@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help install prepare pretrain finetune generate plan test lint bench clean
+.PHONY: help install prepare pretrain finetune generate plan look test lint bench bench-attention compare-attention clean
 
 # Set here with `:=`, so that a NAME or CONFIG in the environment changes nothing; the command line does.
 CONFIG := ## experiment to run [configs/pretrain/tiny-decoder.yaml; finetune: configs/finetune/tiny-decoder.yaml]
@@ -15,6 +15,10 @@ DRY_RUN := ## 1 prints the resolved experiment, parameters, FLOPs and memory, an
 RESTART := ## 1 starts afresh in a new directory; deletes nothing
 RUN := ## generate: run directory or model directory [runs/pretrain/tiny-decoder]
 PROMPT := ## generate: text to go on from
+PATTERN := ## look: expression, config or preset, in quotes: PATTERN="window(64, 64) | prefix(2)" [modernbert-base]
+LENGTH := ## look: queries and keys [the model's context, 256 for an expression]
+TILE := ## look: queries and keys of a tile [128, less at short lengths]
+OUTPUT := ## look: picture to write [runs/look/<name>-<length>.png]
 PYTHON := ## interpreter to build .venv with [python3, else the newest of Python 3.11 to 3.13 found]
 
 VENV := .venv
@@ -30,6 +34,10 @@ export TRIUNE_NAME = $(strip $(NAME))
 export TRIUNE_DEVICES = $(strip $(DEVICES))
 export TRIUNE_NODES = $(strip $(NODES))
 export TRIUNE_PROMPT = $(strip $(PROMPT))
+export TRIUNE_PATTERN = $(or $(strip $(PATTERN)),modernbert-base)
+export TRIUNE_LENGTH = $(strip $(LENGTH))
+export TRIUNE_TILE = $(strip $(TILE))
+export TRIUNE_OUTPUT = $(strip $(OUTPUT))
 export TRIUNE_PYTHON = $(strip $(PYTHON))
 
 with_experiment = "$$TRIUNE_CONFIG" --overrides="$$TRIUNE_ARGS" $${TRIUNE_NAME:+--name="$$TRIUNE_NAME"} \
@@ -38,8 +46,8 @@ training_switches = $(if $(call on,$(RESTART)),--restart) $(if $(call on,$(DRY_R
 
 help: ## print this
 	@echo "usage: make TARGET [VARIABLE=value ...]"; echo; echo "targets:"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
-		printf '  %-10s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
+		printf '  %-16s %s\n' "$$name" "$$text"; done
 	@echo; echo "variables:"
 	@sed -n 's/^\([A-Z_]*\) := ## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
 		printf '  %-10s %s\n' "$$name" "$$text"; done
@@ -94,6 +102,10 @@ generate: $(STAMP) ## write text with the model of RUN, going on from PROMPT
 plan: $(STAMP) ## print the resolved experiment of CONFIG, its parameters, FLOPs and memory
 	@$(VENV)/bin/triune plan $(with_experiment)
 
+look: $(STAMP) ## draw the attention of PATTERN, with its counts and its cost
+	@$(VENV)/bin/triune look pattern "$$TRIUNE_PATTERN" $${TRIUNE_LENGTH:+--length="$$TRIUNE_LENGTH"} \
+		$${TRIUNE_TILE:+--tile="$$TRIUNE_TILE"} $${TRIUNE_OUTPUT:+--output="$$TRIUNE_OUTPUT"}
+
 test: $(STAMP) ## run the whole test suite on two processes; ARGS are pytest's (ARGS="tests/unit -k heads")
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python -m pytest -n 2 $(ARGS)
 
@@ -105,6 +117,12 @@ lint: $(STAMP) ## check style, formatting, types and the import rule
 
 bench: $(STAMP) ## measure training throughput beside transformers; ARGS are the script's
 	@$(VENV)/bin/python jobs/bench/training_throughput.py $(ARGS)
+
+bench-attention: $(STAMP) ## measure attention beside dense, Longformer, BigBird and Reformer; ARGS are the script's
+	@$(VENV)/bin/python jobs/bench/attention_cost.py $(ARGS)
+
+compare-attention: $(STAMP) ## train small models with each attention pattern, on text and on tasks of recall; ARGS are the script's
+	@$(VENV)/bin/python jobs/study/compare_attention.py $(ARGS)
 
 clean: ## remove .venv and the tools' caches; runs/ and data-cache/ stay
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist

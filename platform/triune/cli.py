@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 _VERBS = {
     "prepare": "read the corpus, train or load the tokenizer, write token shards",
-    "pretrain": "train a model from scratch, or continue the run that is there",
+    "pretrain": "train a model from scratch or from weights (init.from), or continue the run that is there",
     "finetune": "train on from a run, a checkpoint or a model directory (init.from)",
     "plan": "print the resolved experiment, parameters, FLOPs and memory, and stop",
     "generate": "write text with a trained model",
+    "look": "draw an attention pattern with its counts and its cost (`look pattern`)",
 }
+_LOOKS = ("pattern",)
 _VALUED = ("--name", "--overrides", "--devices", "--nodes")
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
 
@@ -69,6 +71,8 @@ def _dispatch(arguments: list[str]) -> int:
     verb, rest = arguments[0], arguments[1:]
     if verb not in _VERBS:
         raise UserError(f"{verb!r} is no verb{nearest(verb, _VERBS)}\n{_overview()}")
+    if verb == "look":
+        return _look(rest)
     return _generate(rest) if verb == "generate" else _experiment(verb, rest)
 
 
@@ -143,6 +147,39 @@ def _generate(arguments: list[str]) -> int:
         return 0
     options = _parse(parser, arguments, "generate")
     return int(importlib.import_module("triune.run").generate(**options.as_dict()))
+
+
+def _look(arguments: list[str]) -> int:
+    thing = arguments[0] if arguments else ""
+    if thing not in (*_LOOKS, "-h", "--help"):
+        found = f"{thing!r} is nothing to look at{nearest(thing, _LOOKS)}" if thing else "nothing to look at is named"
+        raise UserError(
+            f"{found}; write triune look {' or '.join(_LOOKS)} ... (`triune look --help` lists the options)"
+        )
+    number = _typing()
+    parser = _parser("look", "pattern PATTERN")
+    parser.add_argument(
+        "pattern",
+        type=str,
+        help='an expression, in quotes: "window(64, 64) | global_tokens(first=2)"; a config: a path, a name in configs/model or '
+        "configs/pretrain (longformer-base), or a family (longformer)",
+    )
+    parser.add_argument(
+        "--length",
+        type=number.PositiveInt,
+        help="queries, and keys; null is the model's context, 256 for an expression",
+    )
+    parser.add_argument(
+        "--tile", type=number.PositiveInt, help="queries, and keys, of a tile; null is 128, less at short lengths"
+    )
+    parser.add_argument(
+        "--output", type=str, help="picture to write: .png, .pdf or .svg; null is runs/look/<name>-<length>.png"
+    )
+    if _wants_help(arguments):
+        print(parser.format_help())
+        return 0
+    options = _parse(parser, arguments[1:], "look")
+    return int(importlib.import_module("triune.insight.pattern_plot").look(**options.as_dict()))
 
 
 def _typing() -> Any:

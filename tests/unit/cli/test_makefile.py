@@ -69,6 +69,11 @@ def _recorded(directory, *arguments, **environment):
         (["pretrain", "RESTART=0", "DRY_RUN=no"], ["pretrain", "configs/pretrain/tiny-decoder.yaml", "--overrides="]),
         (["generate"], ["generate", "runs/pretrain/tiny-decoder", "--prompt="]),
         (["generate", "RUN=x", 'PROMPT=it\'s "a" *'], ["generate", "x", '--prompt=it\'s "a" *']),
+        (["look"], ["look", "pattern", "modernbert-base"]),
+        (
+            ["look", "PATTERN=window(64, 64) | prefix(2)", "LENGTH=256", "TILE=32", "OUTPUT=a b.png"],
+            ["look", "pattern", "window(64, 64) | prefix(2)", "--length=256", "--tile=32", "--output=a b.png"],
+        ),
     ],
 )
 def test_variables_reach_the_command_line(scratch, arguments, expected):
