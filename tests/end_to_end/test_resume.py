@@ -33,13 +33,29 @@ def rows(run):
         return [{k: v for k, v in row.items() if k not in CLOCK} for row in csv.DictReader(file)]
 
 
+def tiles(*patterns):
+    return {"attention": {"pattern": list(patterns), "backend": "blocked"}}
+
+
+MODELS = {
+    "decoder": {},
+    "encoder": {},
+    "encoder_decoder": {},
+    "longformer encoder": tiles("window(3, 3) | global_tokens(first=1)"),
+    "bigbird encoder_decoder": tiles("block_local(4, 1, 1) | global_tokens(first=2) | random_blocks(4, 1, seed=1)"),
+    "reformer decoder": {"reversible": True, "dropout": 0.1, "feed_forward": {"chunk": 16}}
+    | tiles("window(3, 0)", "lsh(buckets=4, chunk=4, rounds=2, causal=True)"),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["decoder", "encoder", "encoder_decoder"])
-def test_a_run_killed_twice_ends_as_one_that_was_not(family, write_config, triune, start, tmp_path):
-    whole = triune("pretrain", write_config(family, name="whole"))
+@pytest.mark.parametrize("name", MODELS)
+def test_a_run_killed_twice_ends_as_one_that_was_not(name, write_config, triune, start, tmp_path):
+    family, model = name.split()[-1], {"model": MODELS[name]}
+    whole = triune("pretrain", write_config(family, model, name="whole"))
     assert whole.returncode == 0, whole.stderr
-    config = write_config(family, name="killed")
-    draw = random.Random(family)
+    config = write_config(family, model, name="killed")
+    draw = random.Random(name)
     run = tmp_path / "runs" / "pretrain" / "killed"
     kill_after(start("pretrain", config), run, 10, draw.uniform(0, 0.1))
     first = newest(run)
