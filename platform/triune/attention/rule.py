@@ -1,7 +1,7 @@
 """The rule by which `auto` chooses between a dense kernel and one that skips tiles.
 
-Times are in those of one pair of one head in torch's dense CPU kernel, forward and backward; measured on two threads at
-head width 64 (docs/attention.md has the figures, jobs/bench/attention_cost.py checks the choices).
+Times are in those of one pair of one head in torch's dense CPU kernel, forward and backward: rounded from
+a few runs on two threads at head width 64. Row g of jobs/bench/attention_cost.py checks the choices.
 Legend: T query length, S key length, H heads.
 """
 
