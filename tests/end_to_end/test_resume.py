@@ -41,6 +41,7 @@ MODELS = {
     "decoder": {},
     "encoder": {},
     "encoder_decoder": {},
+    "window decoder": tiles("window(3, 0)"),
     "longformer encoder": tiles("window(3, 3) | global_tokens(first=1)"),
     "bigbird encoder_decoder": tiles("block_local(4, 1, 1) | global_tokens(first=2) | random_blocks(4, 1, seed=1)"),
     "reformer decoder": {"reversible": True, "dropout": 0.1, "feed_forward": {"chunk": 16}}

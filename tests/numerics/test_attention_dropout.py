@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from triune.attention import SequenceLayout, causal, full
+from triune.attention import SequenceLayout, block_local, causal, full
+from triune.attention.backends import steps
 from triune.attention.bias import AlibiBias
 from triune.attention.dispatch import BACKENDS, attend
 
@@ -48,6 +49,23 @@ def test_share_scale_and_mean(backend, rate):
     # the mean over draws of w x Bernoulli(1 - rate) / (1 - rate) has deviation w sqrt(rate / (1 - rate) / draws)
     deviation = kept * (rate / (1 - rate) / draws) ** 0.5
     assert ((dropped.mean(0) - kept).abs() < 5.5 * deviation + 1e-6).all()
+
+
+@BACKEND
+def test_rows_heads_and_tiles_draw_for_themselves(backend, monkeypatch):
+    """Four blocks of 128 queries in each of two heads of two rows, of which any two drop different weights."""
+    monkeypatch.setattr(steps, "CPU_SCORES", 1)  # one head at a time
+    torch.manual_seed(0)
+    length, block = 512, 128
+    value = torch.eye(length).expand(2, 2, -1, -1)
+    query, key = torch.zeros(2, 2, 2, length, length)
+    found = attend(query, key, value, pattern=block_local(block), dropout=0.5, training=True, backend=backend)
+    tiles = found.unflatten(2, (4, block)).unflatten(-1, (4, block)).diagonal(dim1=2, dim2=4)  # [2, 2, block, block, 4]
+    dropped = (tiles == 0).movedim(-1, 2).flatten(0, 2).flatten(1).float() * 2 - 1
+    assert len(dropped) == 16
+    # the mean product of n = 16,384 pairs of fair signs has deviation 1 / sqrt(n) = 1 / 128; equal tiles have 1
+    alike = dropped @ dropped.mT / block**2 - torch.eye(16)
+    assert alike.abs().max() < 6 / block
 
 
 @BACKEND

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import POSITIONS, ids, tiny
-from torch import Tensor
+from tiny_models import POSITIONS, after_prompt, decode, ids, tiny
 
 from triune.attention.layout import SequenceLayout
 
@@ -23,18 +22,6 @@ everywhere = pytest.mark.parametrize("position", POSITIONS)
 def _seed() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-
-
-@torch.no_grad()
-def decode(model: Any, inputs: Tensor, steps: list[int], layout: Any = None, capacity: int = 0, **first: Any) -> Tensor:
-    """Hidden states of `inputs`, fed in pieces of `steps` tokens; the first piece has `layout`."""
-    cache = model.new_cache(inputs.shape[0], capacity)
-    pieces, start = [], 0
-    for index, step in enumerate(steps):
-        extra = first if index == 0 else {}
-        pieces.append(model(inputs[:, start : start + step], layout if index == 0 else None, cache=cache, **extra))
-        start += step
-    return torch.cat(pieces, dim=1)
 
 
 @everywhere
@@ -57,7 +44,8 @@ def test_cached_equals_full_for_grouped_heads_windows_and_room(
     inputs = ids(2, 12)
     with torch.no_grad():
         full = model(inputs)
-    torch.testing.assert_close(decode(model, inputs, [4, 1, 1, 3, 3], capacity=capacity), full, **CLOSE)
+    got = decode(model, inputs, [4, 1, 1, 3, 3], cache=model.new_cache(2, capacity))
+    torch.testing.assert_close(got, full, **CLOSE)
 
 
 @everywhere
@@ -68,11 +56,8 @@ def test_rows_of_unequal_prompts_go_on_at_their_own_positions(position: str, sid
     inputs = ids(3, room + more)
     got = decode(model, inputs, [room, 1, 1, 3], SequenceLayout.from_lengths(lengths, room, side))
     for row, length in enumerate(lengths):
-        real = slice(room - length, room) if side == "left" else slice(0, length)
-        alone = torch.cat([inputs[row : row + 1, :room][:, real], inputs[row : row + 1, room:]], dim=1)
-        with torch.no_grad():
-            full = model(alone)
-        torch.testing.assert_close(got[row : row + 1, room:], full[:, length:], **CLOSE)
+        expected = after_prompt(model, inputs, row, length, room, side)
+        torch.testing.assert_close(got[row : row + 1, room:], expected, **CLOSE)
 
 
 @everywhere

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import POSITIONS, ids, tiny
+from tiny_models import POSITIONS, after_prompt, decode, ids, tiny
 from torch import Tensor
 
 from triune.attention.expression import parse
@@ -56,18 +56,6 @@ def windowed(pattern: str, position: str = "rotary", family: str = "decoder") ->
     return model
 
 
-@torch.no_grad()
-def decode(model: Any, inputs: Tensor, steps: list[int], layout: Any = None, **first: Any) -> tuple[Tensor, Any]:
-    """Hidden states of `inputs`, fed in pieces of `steps` tokens, and the cache."""
-    cache = model.new_cache(inputs.shape[0])
-    pieces, start = [], 0
-    for index, step in enumerate(steps):
-        extra = {"layout": layout, **first} if index == 0 else {}
-        pieces.append(model(inputs[:, start : start + step], cache=cache, **extra))
-        start += step
-    return torch.cat(pieces, dim=1), cache
-
-
 def held(cache: KeyValueCache) -> int:
     """Bytes of all keys and values, and of the tables beside them."""
     stores = {id(layer.store): layer.store for layer in cache.layers}.values()
@@ -89,7 +77,7 @@ def test_ring_equals_one_pass(pattern: str, position: str) -> None:
     with torch.no_grad():
         full = model(inputs)
     for steps in ([1] * 40, [13, 1, 1, 2, 1, 9, 1, 5, *[1] * 7]):
-        got, _ = decode(model, inputs, steps)
+        got = decode(model, inputs, steps)
         torch.testing.assert_close(got, full, **CLOSE)
 
 
@@ -101,13 +89,10 @@ def test_rows_of_unequal_prompts(pattern: str, side: str, position: str) -> None
     model = windowed(pattern, position)
     lengths, room, more = [3, 11, 1, 7], 11, 14
     inputs = ids(4, room + more)
-    got, _ = decode(model, inputs, [room, 1, 1, 3, *[1] * 9], SequenceLayout.from_lengths(lengths, room, side))
+    got = decode(model, inputs, [room, 1, 1, 3, *[1] * 9], SequenceLayout.from_lengths(lengths, room, side))
     for row, length in enumerate(lengths):
-        real = slice(room - length, room) if side == "left" else slice(0, length)
-        alone = torch.cat([inputs[row : row + 1, :room][:, real], inputs[row : row + 1, room:]], dim=1)
-        with torch.no_grad():
-            full = model(alone)
-        torch.testing.assert_close(got[row : row + 1, room:], full[:, length:], **CLOSE)
+        expected = after_prompt(model, inputs, row, length, room, side)
+        torch.testing.assert_close(got[row : row + 1, room:], expected, **CLOSE)
 
 
 @every_pattern
@@ -116,10 +101,11 @@ def test_encoder_decoder_target(pattern: str) -> None:
     source, inputs = ids(2, 9), ids(2, 22)
     with torch.no_grad():
         full = model(inputs, source=source)
-    got, cache = decode(model, inputs, [5, 1, 4, *[1] * 12], source=source)
+    cache = model.new_cache(2)
+    got = decode(model, inputs, [5, 1, 4, *[1] * 12], cache=cache, source=source)
     torch.testing.assert_close(got, full, **CLOSE)
     assert all(isinstance(layer.store, Ring) for layer in cache.layers) == (pattern in RINGS)
-    got, _ = decode(model, inputs, [5, *[1] * 17], SequenceLayout.from_lengths([5, 2], 5, "left"), source=source)
+    got = decode(model, inputs, [5, *[1] * 17], SequenceLayout.from_lengths([5, 2], 5, "left"), source=source)
     with torch.no_grad():
         full = model(inputs[1:, 3:], source=source[1:])
     torch.testing.assert_close(got[1:, 5:], full[:, 2:], **CLOSE)
@@ -175,7 +161,7 @@ def test_positions_may_start_anywhere() -> None:
     inputs, places = ids(1, 14), layout_of([[0] * 14], [[*range(9, 23)]])
     with torch.no_grad():
         full = model(inputs, places)
-    got, _ = decode(model, inputs, [4, *[1] * 10], layout_of([[0] * 4], [[9, 10, 11, 12]]))
+    got = decode(model, inputs, [4, *[1] * 10], layout_of([[0] * 4], [[9, 10, 11, 12]]))
     torch.testing.assert_close(got, full, **CLOSE)
 
 
@@ -244,7 +230,8 @@ def test_layers_have_caches_of_their_own_size_and_share_layouts() -> None:
     model = tiny(
         "decoder", layers=4, attention={"pattern": ["window(2, 0)", "window(2, 0)", "window(4, 0)", "causal()"]}
     )
-    _, cache = decode(model, ids(1, 20), [10, *[1] * 10])
+    cache = model.new_cache(1)
+    decode(model, ids(1, 20), [10, *[1] * 10], cache=cache)
     assert [layer.keys.shape[2] for layer in cache.layers][:3] == [3, 3, 5]
     assert cache.layers[0].store is cache.layers[1].store
     assert isinstance(cache.layers[3].store, Everything)
@@ -271,7 +258,8 @@ def test_marked_tokens_stay(mark: str) -> None:
     with torch.no_grad():
         full = model(inputs, SequenceLayout(documents=documents, positions=positions, **{mark: marks}))
     first = SequenceLayout(documents=documents[:, :8], positions=positions[:, :8], **{mark: marks[:, :8]})
-    got, cache = decode(model, inputs, [8, *[1] * 16], first)
+    cache = model.new_cache(1)
+    got = decode(model, inputs, [8, *[1] * 16], first, cache=cache)
     torch.testing.assert_close(got, full, **CLOSE)
     assert cache.layers[0].keys.shape[2] >= 24
 
@@ -314,7 +302,7 @@ def test_unordered_rows_keep_all() -> None:
     whole = layout_of([[0, 0, 1, 1, 1, 1, *[0] * 8]], [[0, 1, 0, 1, 2, 3, *range(2, 10)]])
     with torch.no_grad():
         full = model(inputs, whole)
-    got, _ = decode(model, inputs, [8, *[1] * 6], layout)
+    got = decode(model, inputs, [8, *[1] * 6], layout)
     torch.testing.assert_close(got, full, **CLOSE)
 
 
@@ -330,13 +318,10 @@ def test_any_prompts_pieces_and_windows(data: st.DataObject) -> None:
     side = data.draw(st.sampled_from(["left", "right"]))
     room = max(lengths)
     inputs = ids(len(lengths), room + sum(steps))
-    got, _ = decode(model, inputs, [room, *steps], SequenceLayout.from_lengths(lengths, room, side))
+    got = decode(model, inputs, [room, *steps], SequenceLayout.from_lengths(lengths, room, side))
     for row, length in enumerate(lengths):
-        real = slice(room - length, room) if side == "left" else slice(0, length)
-        alone = torch.cat([inputs[row : row + 1, :room][:, real], inputs[row : row + 1, room:]], dim=1)
-        with torch.no_grad():
-            full = model(alone)
-        torch.testing.assert_close(got[row : row + 1, room:], full[:, length:], **CLOSE)
+        expected = after_prompt(model, inputs, row, length, room, side)
+        torch.testing.assert_close(got[row : row + 1, room:], expected, **CLOSE)
 
 
 def test_bytes_of_a_cache_follow_the_patterns() -> None:

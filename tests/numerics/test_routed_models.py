@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import ids, tiny
+from tiny_models import after_prompt, decode, ids, tiny
 from torch import Tensor
 
 from triune.attention.layout import SequenceLayout
@@ -36,17 +36,6 @@ def model_of(pattern: Any, family: str = "decoder", **settings: Any) -> Any:
     return tiny(family, key_value_heads=heads, attention=attention, **settings).double()
 
 
-@torch.no_grad()
-def decode(model: Any, inputs: Tensor, steps: list[int], layout: Any = None, **first: Any) -> Tensor:
-    cache = model.new_cache(inputs.shape[0])
-    pieces, start = [], 0
-    for index, step in enumerate(steps):
-        extra = first if index == 0 else {}
-        pieces.append(model(inputs[:, start : start + step], layout if index == 0 else None, cache=cache, **extra))
-        start += step
-    return torch.cat(pieces, dim=1)
-
-
 @causal_patterns
 @pytest.mark.parametrize("steps", [[1] * 20, [13, 1, 1, 1, 4], [20]], ids=str)
 def test_cached_equals_full(pattern: Any, steps: list[int]) -> None:
@@ -65,11 +54,8 @@ def test_rows_of_unequal_prompts_go_on_at_their_own_positions(pattern: Any, side
     inputs = ids(3, room + more)
     got = decode(model, inputs, [room, 1, 1, 4], SequenceLayout.from_lengths(lengths, room, side))
     for row, length in enumerate(lengths):
-        real = slice(room - length, room) if side == "left" else slice(0, length)
-        alone = torch.cat([inputs[row : row + 1, :room][:, real], inputs[row : row + 1, room:]], dim=1)
-        with torch.no_grad():
-            full = model(alone)
-        torch.testing.assert_close(got[row : row + 1, room:], full[:, length:], **CLOSE)
+        expected = after_prompt(model, inputs, row, length, room, side)
+        torch.testing.assert_close(got[row : row + 1, room:], expected, **CLOSE)
 
 
 @causal_patterns

@@ -1,4 +1,4 @@
-"""Tiny models with large random weights, so that every connection shows in the output."""
+"""Tiny models with large random weights, so that every connection shows in the output, and how tests decode with them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from triune.attention.layout import SequenceLayout
 from triune.models.factory import build
 
 V = 40
@@ -45,3 +46,31 @@ def strong(model: nn.Module) -> None:
 
 def ids(*shape: int) -> Tensor:
     return torch.randint(0, V, shape)
+
+
+@torch.no_grad()
+def decode(
+    model: Any,
+    inputs: Tensor,
+    steps: list[int],
+    layout: SequenceLayout | None = None,
+    *,
+    cache: Any = None,
+    **first: Any,
+) -> Tensor:
+    """Hidden states of `inputs`, fed in pieces of `steps` tokens; the first piece has `layout` and all of `first`."""
+    cache = model.new_cache(inputs.shape[0]) if cache is None else cache
+    first["layout"] = layout
+    pieces = []
+    for piece in inputs[:, : sum(steps)].split(steps, dim=1):
+        pieces.append(model(piece, cache=cache, **first))
+        first = {}
+    return torch.cat(pieces, dim=1)
+
+
+@torch.no_grad()
+def after_prompt(model: Any, inputs: Tensor, row: int, length: int, room: int, side: str) -> Tensor:
+    """Hidden states [1, T - room] that follow a row's prompt of `length` tokens in `room`, padded at `side`; without padding."""
+    start = room - length if side == "left" else 0
+    prompt = inputs[row : row + 1, start : start + length]
+    return model(torch.cat([prompt, inputs[row : row + 1, room:]], dim=1))[:, length:]

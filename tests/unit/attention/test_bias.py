@@ -108,3 +108,13 @@ def test_the_row_index_serves_for_contiguous_rows(side):
         assert torch.equal(shared.expand_as(exact)[kept], exact[kept])
     tensor = torch.randn(1, 2, 9, 9)
     assert bias_scores(tensor, layout) is tensor
+
+
+def test_a_part_of_the_heads_and_a_part_of_that():
+    positions, distance = torch.arange(6)[None], torch.arange(-5, 6)
+    for bias in (AlibiBias(12), T5Bias(torch.randn(8, 12), bidirectional=True, max_distance=5)):
+        whole, rule = bias(positions, positions), bias.by_distance(distance)
+        part = bias.of_heads(3, 10)
+        for some, heads in ((part, slice(3, 10)), (part.of_heads(2, 5), slice(5, 8))):
+            assert torch.equal(some(positions, positions), whole[:, heads])
+            assert torch.equal(some.by_distance(distance), rule[heads])

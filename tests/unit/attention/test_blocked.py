@@ -131,6 +131,9 @@ def test_scores_of_all_pairs_are_refused_with_the_reason():
         (window(127, 0), 128, None, "sdpa"),  # too short to gain
         (causal(), 2048, [100] * 20, "blocked"),  # walls between documents
         (causal(), 2048, [2000], "sdpa"),
+        (full(), 2048, [100] * 20, "blocked"),  # unlike plain rows of the pattern
+        (full(), 2048, [600], "blocked"),  # padding
+        (full(), 2048, [2000], "sdpa"),
     ],
 )
 def test_auto_follows_the_rule(pattern, length, lengths, expected):
