@@ -1,22 +1,25 @@
-"""FlexAttention beside dense flash attention on a GPU: does the time fall with the tiles that a pattern keeps?
+"""FlexAttention beside dense attention on a GPU: does the time fall with the tiles that a pattern keeps?
 
     jobs/bench/attention_gpu.sh                                           # tests, then this, on a bare machine
     python jobs/bench/attention_gpu.py --lengths 4096 32768 --repeats 20
 
-Forward and backward of the attention alone, bf16, plain rows. Dense is torch's flash kernel: with its causal triangle where
-the pattern is causal, on all pairs otherwise. Prediction: dense x (tiles that the pattern keeps / tiles that dense keeps), both
-counted from BlockMasks of 128 x 128. The aim is a measured time within 1.10 of it. Medians of interleaved repeats.
+Forward and backward of the attention alone, bf16, as many rows as make `--tokens`. Flash is torch's flash kernel: with its
+causal triangle where the pattern is causal, on all pairs otherwise. Prediction: flash x (tiles that the pattern keeps / tiles
+that flash keeps), both counted from BlockMasks of 128 x 128; the aim is a measured time within 1.10 of it. Dense is our `sdpa`
+backend on the same rows, by the kernel that torch chooses, with a mask where the pattern or the documents need one (none is
+given a window: dense then computes all pairs of its triangle). Medians of interleaved repeats.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,21 +29,26 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask
 
 from triune.attention import SequenceLayout, causal, full, parse
-from triune.attention.backends import blocked, flex
+from triune.attention.backends import blocked, flex, sdpa
 from triune.attention.call import AttentionCall
 from triune.attention.patterns import Pattern
 
+#: four documents a row, else one
+PACKED = "causal, packed"
 PATTERNS = {
     "full": "full()",
     "causal": "causal()",
+    PACKED: "causal()",
     "window 1,024, causal": "window(1023, 0)",
     "window 256 each side, 4 global": "window(256, 256) | global_tokens(first=4)",
     "BigBird": "window(192, 192) | global_tokens(first=128) | random_blocks(128, 3, seed=0)",
 }
 LENGTHS = [4096, 8192, 16_384, 32_768, 65_536, 131_072]
 AIM = 1.10
-#: a repeat beyond this many seconds is enough of them: blocked at great lengths
-ENOUGH = 20.0
+#: `blocked` is timed up to this length: some 20 times slower than flex, it is no rival on a GPU
+BLOCKED = 8192
+#: cycles of a GPU before each timed step: some two milliseconds
+HEAD_START = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -72,11 +80,20 @@ def kept_tiles(mask: BlockMask) -> int:
     return int(mask.kv_num_blocks.sum()) + int(mask.full_kv_num_blocks.sum())
 
 
-def share(pattern: Pattern, length: int, device: torch.device) -> tuple[float, float]:
-    """Tiles kept of all tiles, and tiles kept of those that the dense kernel keeps."""
-    rows = SequenceLayout.plain_rows(1, length, device)
-    dense = causal() if pattern.is_causal else full()
-    kept, densely = (kept_tiles(flex.block_mask(which, rows, rows)) for which in (pattern, dense))
+def rows_of(name: str, length: int, batch: int) -> SequenceLayout:
+    """Rows of one document, or of four of almost the same length."""
+    if name != PACKED:
+        return SequenceLayout.plain_rows(batch, length, "cuda")
+    quarter = length // 4
+    return SequenceLayout.packed([[quarter - 7, quarter + 7, quarter - 1, quarter + 1]] * batch, length, "cuda")
+
+
+def share(pattern: Pattern, layout: SequenceLayout) -> tuple[float, float]:
+    """Tiles kept of all tiles, and tiles kept of those that the flash kernel computes."""
+    length = layout.shape[1]
+    plain = SequenceLayout.plain_rows(1, length, layout.documents.device)
+    kept = kept_tiles(flex.block_mask(pattern, layout, layout)) / (1 if layout.plain else layout.shape[0])
+    densely = kept_tiles(flex.block_mask(causal() if pattern.is_causal else full(), plain, plain))
     return kept / (-(-length // flex.TILE)) ** 2, kept / densely
 
 
@@ -86,12 +103,11 @@ def interleaved(steps: dict[str, Callable[[], object]], repeats: int) -> dict[st
     memory = dict.fromkeys(steps, 0)
     for index in range(-2, repeats):
         for name, step in steps.items():
-            if sum(times[name]) > ENOUGH * 1e3:
-                continue
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(HEAD_START)  # so that the clock runs on kernels, not on the host that starts them
             start.record()
             step()
             end.record()
@@ -102,54 +118,68 @@ def interleaved(steps: dict[str, Callable[[], object]], repeats: int) -> dict[st
     return {name: Timed(statistics.median(times[name]), memory[name] / 2**30) for name in steps}
 
 
-def measure(pattern: Pattern, length: int, options: argparse.Namespace) -> dict[str, Timed]:
-    """dense, flex, and blocked where it serves the call."""
-    shape = (options.batch, options.heads, length, options.width)
+def measure(pattern: Pattern, layout: SequenceLayout, options: argparse.Namespace) -> dict[str, Timed]:
+    """flash, dense, flex, and blocked where it serves the call."""
+    batch, length = layout.shape
+    shape = (batch, options.heads, length, options.width)
     query, key, value = (torch.randn(shape, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(3))
     gradient = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
-    call = attention(query, key, value, pattern, SequenceLayout.plain_rows(options.batch, length, "cuda"))
+    call = attention(query, key, value, pattern, layout)
+    simple = causal() if pattern.is_causal else full()
+    densely = call if not layout.plain else attention(query, key, value, simple, layout)
 
     def step(forward: Callable[[], Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(forward(), [query, key, value], gradient)
 
-    def dense() -> Tensor:
+    def flash() -> Tensor:
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             return F.scaled_dot_product_attention(query, key, value, is_causal=pattern.is_causal)
 
-    steps = {"dense": step(dense), "flex": step(lambda: flex.attend(call))}
-    if options.blocked and not blocked.why_not(call):
+    steps = {"flash": step(flash), "dense": step(lambda: sdpa.attend(densely)), "flex": step(lambda: flex.attend(call))}
+    if length <= BLOCKED and not blocked.why_not(call):
         steps["blocked"] = step(lambda: blocked.attend(call))
-    return interleaved(steps, options.repeats)
+    return interleaved({name: step for name, step in steps.items() if fits(step)}, options.repeats)
 
 
-def mask_seconds(pattern: Pattern, length: int) -> tuple[float, float]:
-    """Making the mask: of plain rows, once for ever; of packed rows (four documents), once a batch."""
-    plain = SequenceLayout.plain_rows(1, length, "cuda")
-    quarter = length // 4
-    packed = [SequenceLayout.packed([[quarter - 7, quarter, quarter, quarter]], length, "cuda") for _ in range(3)]
-    flex._plain.cache_clear()
-    seconds = []
-    for layout in (plain, *packed):
+def fits(step: Callable[[], object]) -> bool:
+    """Whether a step has room: a mask of all pairs of 131,072 tokens has not."""
+    try:
+        step()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return False
+    return True
+
+
+def mask_milliseconds(pattern: Pattern, layout: SequenceLayout) -> float:
+    """Making the mask: of plain rows once for ever (on the host), of others once a batch."""
+    times = []
+    for _ in range(3):
+        again = replace(layout)
+        flex._plain.cache_clear()
         torch.cuda.synchronize()
         start = time.perf_counter()
-        flex.block_mask(pattern, layout, layout)
+        flex.block_mask(pattern, again, again)
         torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return seconds[0], statistics.median(seconds[1:])
+        times.append(time.perf_counter() - start)
+    return 1e3 * times[-1]
 
 
-def row(name: str, pattern: Pattern, length: int, options: argparse.Namespace) -> str:
+def row(name: str, length: int, options: argparse.Namespace) -> str:
     """One line of the table."""
-    every, of_dense = share(pattern, length, torch.device("cuda", torch.cuda.current_device()))
-    once, batch = mask_seconds(pattern, length)
-    found = measure(pattern, length, options)
-    dense, sparse, tiles = found["dense"], found["flex"], found.get("blocked")
-    predicted = dense.milliseconds * of_dense
+    pattern, batch = parse(PATTERNS[name]), max(options.tokens // length, 1)
+    layout = rows_of(name, length, batch)
+    every, of_flash = share(pattern, layout)
+    mask = mask_milliseconds(pattern, layout)
+    found = measure(pattern, layout, options)
+    dense, sparse, tiles = found.get("dense"), found["flex"], found.get("blocked")
+    predicted = found["flash"].milliseconds * of_flash
     return (
-        f"| {name} | {length:,} | {dense.milliseconds:.2f} | {sparse.milliseconds:.2f} | {100 * every:.2f}% | {predicted:.2f} | "
-        f"**{sparse.milliseconds / predicted:.2f}** | {dense.milliseconds / sparse.milliseconds:.1f} | "
-        f"{f'{tiles.milliseconds:.2f}' if tiles else '-'} | {dense.memory:.2f} / {sparse.memory:.2f} / "
-        f"{f'{tiles.memory:.2f}' if tiles else '-'} | {1e3 * once:.0f} / {1e3 * batch:.1f} |"
+        f"| {name} | {batch} x {length:,} | {found['flash'].milliseconds:.2f} | "
+        f"{f'{dense.milliseconds:.2f}' if dense else 'no room'} | {sparse.milliseconds:.2f} | "
+        f"{100 * every:.2f}% | {predicted:.2f} | **{sparse.milliseconds / predicted:.2f}** | "
+        f"{f'{dense.milliseconds / sparse.milliseconds:.1f}' if dense else '-'} | {f'{tiles.milliseconds:.0f}' if tiles else '-'} | "
+        f"{f'{dense.memory:.2f}' if dense else '-'} / {sparse.memory:.2f} | {mask:.1f} |"
     )
 
 
@@ -157,17 +187,18 @@ def heading(options: argparse.Namespace) -> list[str]:
     """Where, with what and how, and the table's head."""
     device = torch.cuda.get_device_properties(0)
     return [
-        "# Attention on a GPU: flex beside dense flash",
+        "# Attention on a GPU: flex beside dense kernels",
         "",
         f"{device.name}, {device.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}, torch {torch.__version__}. Forward and "
-        f"backward of the attention alone, bf16, {options.batch} row, {options.heads} heads of {options.width}; median of "
-        f"{options.repeats} interleaved repeats. Predicted: dense x tiles kept of those that dense computes (its triangle where "
-        f"the pattern is causal); the aim is a ratio of at most {AIM:.2f}. Memory: peak beside the inputs, with gradients, dense / "
-        "flex / blocked. Mask: made on plain rows once for ever / on packed rows once a batch.",
+        f"backward of the attention alone, bf16, {options.tokens:,} tokens in rows of the length, {options.heads} heads of "
+        f"{options.width}; median of {options.repeats} interleaved repeats. Flash: torch's flash kernel, its triangle where the pattern "
+        "is causal. Dense: our sdpa backend without the window, by the kernel that torch chooses; on packed rows with a mask. "
+        f"Predicted: flash x tiles kept of those that it computes; the aim is a ratio of at most {AIM:.2f}. Memory: peak beside the "
+        "inputs, with gradients, dense / flex. Mask: making it, on plain rows once for ever, on packed rows once a batch.",
         "",
-        "| pattern | length | dense, ms | flex, ms | tiles kept | predicted, ms | flex / predicted | dense / flex | blocked, ms | "
-        "memory, GiB | mask, ms |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| pattern | rows | flash, ms | dense, ms | flex, ms | tiles kept | predicted, ms | flex / predicted | dense / flex | "
+        "blocked, ms | memory, GiB | mask, ms |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
 
 
@@ -176,11 +207,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--patterns", nargs="+", default=list(PATTERNS), choices=list(PATTERNS))
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=131_072, help="of all rows together")
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--blocked", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--out", type=Path, help="default: results/<device>-attention.md beside this file")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -188,21 +218,18 @@ def main() -> None:
     torch.manual_seed(0)
     lines = heading(options)
     print("\n".join(lines), flush=True)
+    device = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(0).lower()).strip("-")
+    out = options.out or Path(__file__).parent / "results" / f"{device}-attention.md"
+    command = f"Command: `{shlex.join(['jobs/bench/attention_gpu.sh', *sys.argv[1:]])}`"
     for name in options.patterns:
         for length in options.lengths:
             try:
-                lines.append(row(name, parse(PATTERNS[name]), length, options))
+                lines.append(row(name, length, options))
             except torch.OutOfMemoryError as error:
-                lines.append(f"| {name} | {length:,} | out of memory: {str(error).split('.')[0]} |" + " |" * 8)
+                lines.append(f"| {name} | {length:,} | out of memory: {str(error).split('.')[0]} |" + " |" * 9)
             torch.cuda.empty_cache()
             print(lines[-1], flush=True)
-    device = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(0).lower()).strip("-")
-    out = options.out or Path(__file__).parent / "results" / f"{device}-attention.md"
-    out.write_text(
-        "\n".join(
-            [*lines, "", f"Command: `jobs/bench/attention_gpu.sh {' '.join(sys.argv[1:])}`".replace(" `", "`"), ""]
-        )
-    )
+            out.write_text("\n".join([*lines, "", command, ""]))
     print(f"written: {out}")
 
 

@@ -162,7 +162,7 @@ def test_one_program_serves_every_batch():
         for number in range(4):
             rows = SequenceLayout.packed([[100 + number, 80], [256 - number]], 256, "cuda")
             agree(*make("window(50, 0)", rows, seed=number))
-    assert flex._compiled.cache_info().misses == 1
+    assert flex._compiled.cache_info().misses == 2  # the attention, and the mask of its tiles
 
 
 def test_inside_a_compiled_model_it_is_one_graph_for_every_batch():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -72,11 +76,27 @@ def run(problem: dict, function, dtype: torch.dtype) -> tuple[LossOutput, list[T
     return output, [leaf.grad for leaf in leaves.values()]
 
 
+@contextmanager
+def reader(kind: str) -> Iterator[None]:
+    """How the logits of a chunk are read: as on a CPU, or by what a GPU compiles."""
+    if kind == "cpu":
+        yield
+        return
+    uncompiled = patch.object(loss_module, "_compiled_read", lambda: loss_module._read_fused)
+    with patch.object(loss_module, "_fuses", lambda _: True), uncompiled:
+        yield
+
+
+READERS = pytest.mark.parametrize("kind", ["cpu", "fused"])
+
+
+@READERS
 @CASES
 @given(problems())
-def test_equals_the_plain_formula_in_fp64(problem: dict) -> None:
+def test_equals_the_plain_formula_in_fp64(kind: str, problem: dict) -> None:
     expected, expected_gradients = run(problem, plain, torch.float64)
-    output, gradients = run(problem, linear_cross_entropy, torch.float64)
+    with reader(kind):
+        output, gradients = run(problem, linear_cross_entropy, torch.float64)
     # fp64 has 1e-16 of relative error an operation; sums of at most 41 terms of size up to ~50 leave room at 1e-12
     torch.testing.assert_close(tuple(output), tuple(expected), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradients, expected_gradients, rtol=1e-12, atol=1e-12)
@@ -84,11 +104,13 @@ def test_equals_the_plain_formula_in_fp64(problem: dict) -> None:
     assert not output.correct.requires_grad
 
 
+@READERS
 @CASES
 @given(problems())
-def test_equals_the_plain_formula_in_fp32(problem: dict) -> None:
+def test_equals_the_plain_formula_in_fp32(kind: str, problem: dict) -> None:
     expected, expected_gradients = run(problem, plain, torch.float64)
-    output, gradients = run(problem, linear_cross_entropy, torch.float32)
+    with reader(kind):
+        output, gradients = run(problem, linear_cross_entropy, torch.float32)
     # logits reach 4 sigma * sqrt(17) < 30 with error 30 * eps * sqrt(17) ~ 1.5e-5; z-loss doubles log(Z) ~ 30: 0.3 * 2 * 30 * 1.5e-5 ~ 3e-4
     # a token, times weights of at most 3 and 23 tokens: 2e-2 at the very worst, in fact far less; gradients of one token likewise
     torch.testing.assert_close(output.total.detach().double(), expected.total.detach(), rtol=2e-5, atol=2e-3)
@@ -107,22 +129,26 @@ def test_smoothing_is_that_of_torch(smoothing: float) -> None:
     torch.testing.assert_close(ours.total, theirs, rtol=1e-13, atol=0)
 
 
-def test_all_weights_zero_is_zero_and_never_nan() -> None:
+@READERS
+def test_all_weights_zero_is_zero_and_never_nan(kind: str) -> None:
     hidden, weight = torch.randn(4, 3, requires_grad=True), torch.randn(7, 3, requires_grad=True)
-    output = linear_cross_entropy(
-        hidden, weight, torch.full((4,), -100), torch.zeros(4), label_smoothing=0.1, z_loss=1.0
-    )
+    with reader(kind):
+        output = linear_cross_entropy(
+            hidden, weight, torch.full((4,), -100), torch.zeros(4), label_smoothing=0.1, z_loss=1.0
+        )
     output.total.backward()
     assert [value.item() for value in output] == [0.0, 0.0, 0.0, 0.0]
     assert not hidden.grad.any()
     assert not weight.grad.any()
 
 
-def test_great_logits_stay_finite() -> None:
+@READERS
+def test_great_logits_stay_finite(kind: str) -> None:
     """A target far below the best has a probability that underflows; its loss must not."""
     hidden = torch.tensor([[1e3]], requires_grad=True)
     weight = torch.tensor([[1.0], [-1.0]], requires_grad=True)
-    output = linear_cross_entropy(hidden, weight, torch.tensor([1]), torch.ones(1))
+    with reader(kind):
+        output = linear_cross_entropy(hidden, weight, torch.tensor([1]), torch.ones(1))
     output.total.backward()
     assert output.total.item() == 2e3
     torch.testing.assert_close(hidden.grad, torch.tensor([[2.0]]))

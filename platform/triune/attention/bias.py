@@ -96,7 +96,8 @@ class T5Bias:
             )
 
     def __call__(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
-        return self._look_up(key_positions[:, None, :] - query_positions[:, :, None]).permute(0, 3, 1, 2)
+        scores = self._look_up(key_positions[:, None, :] - query_positions[:, :, None])  # [B, T, S, H]
+        return scores.permute(0, 3, 1, 2).contiguous()  # CUDA's fused kernels take no other
 
     def by_distance(self, distance: Tensor) -> Tensor:
         return self._look_up(distance).t()

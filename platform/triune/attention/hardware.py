@@ -1,7 +1,8 @@
-"""What the processor multiplies fast, known in one place."""
+"""What the machine can do fast, known in one place."""
 
 from __future__ import annotations
 
+import importlib.util
 from functools import cache
 
 import torch
@@ -16,3 +17,10 @@ def cpu_multiplies_bfloat16() -> bool:
     """
     capabilities = getattr(torch.cpu, "get_capabilities", None)  # not in every torch that we support
     return bool(capabilities().get("amx_bf16") if capabilities else torch.cpu._is_amx_tile_supported())
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@cache
+def has_triton() -> bool:
+    """Whether torch.compile can make GPU kernels here."""
+    return importlib.util.find_spec("triton") is not None

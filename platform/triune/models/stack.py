@@ -15,7 +15,7 @@ from triune.attention.bias import AlibiBias, ScoreBias
 from triune.attention.layout import SequenceLayout
 from triune.attention.patterns import Pattern
 from triune.attention.routed.patterns import Routed
-from triune.attention.rule import UNFUSED, prefers_tiles
+from triune.attention.rule import prefers_tiles, unfused_time
 from triune.models import reversible
 from triune.models.block import Block
 from triune.models.checks import layer_patterns, rotary_bases
@@ -171,8 +171,8 @@ class Stack(nn.Module):
         """Whether a layer's attention under a learned bias will skip tiles."""
         if self.relative is None or isinstance(pattern, Routed) or self.backend != "auto":
             return self.backend in ("blocked", "flex")
-        heads = self.relative.weight.shape[1]
-        return any(prefers_tiles(part, queries, keys, heads=heads, dense=UNFUSED) for part in pattern.heads())
+        heads, dense = self.relative.weight.shape[1], unfused_time(queries.documents)
+        return any(prefers_tiles(part, queries, keys, heads=heads, dense=dense) for part in pattern.heads())
 
 
 def _across(layout: SequenceLayout, memory_layout: SequenceLayout | None, cache: KeyValueCache | None) -> Surroundings:
@@ -191,5 +191,5 @@ def _rotaries(config: ModelConfig) -> dict[float | None, Rotary]:
     """One set of rotary angles a distinct base; empty for other positions."""
     if not isinstance(config.position, RotaryPosition):
         return {}
-    settings = {"head_width": config.resolved_head_width, "context": config.context}
+    settings = {"head_width": config.resolved_head_width, "context": int(config.context)}
     return {base: Rotary(config.position, base=base, **settings) for base in rotary_bases(config)}

@@ -12,7 +12,7 @@ from triune.attention import plan as planning
 from triune.attention.backends import blocked
 from triune.attention.bias import AlibiBias, T5Bias
 from triune.attention.call import AttentionCall
-from triune.attention.dispatch import attend, choose
+from triune.attention.dispatch import _order, attend, choose
 from triune.attention.plan import plain_plan
 
 torch.set_num_threads(1)
@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 
 def call(pattern, layout, heads=2, **changes):
     batch, length = layout.shape
-    tensor = torch.zeros(batch, heads, length, 8)
+    tensor = torch.zeros(batch, heads, length, 8, device=layout.documents.device)
     given = {"bias": None, "scale": 1.0, "dropout": 0.0} | changes
     return AttentionCall(
         query=tensor, key=tensor, value=tensor, pattern=pattern, query_layout=layout, key_layout=layout, **given
@@ -140,6 +140,23 @@ def test_auto_follows_the_rule(pattern, length, lengths, expected):
     layout = SequenceLayout.packed([lengths], length) if lengths else SequenceLayout.plain_rows(1, length)
     name = choose(call(pattern, layout, heads=6)).__name__
     assert name.rpartition(".")[2] == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "length", "lengths", "expected"),
+    [
+        (causal(), 16_384, None, "sdpa"),  # the kernel's own triangle is quicker than flex on all of it
+        (full(), 4096, None, "sdpa"),
+        (causal(), 16_384, [8000, 8000], "flex"),  # the dense kernel would read a mask of all pairs
+        (full(), 16_384, [16_000], "flex"),
+        (window(1023, 0), 8192, None, "flex"),
+        (window(1023, 0), 1024, None, "sdpa"),  # starting flex takes longer than all the pairs
+    ],
+)
+def test_a_gpu_has_times_of_its_own(pattern, length, lengths, expected):
+    """Decided from shapes and flags alone, so that tensors without data will do for a device."""
+    layout = SequenceLayout.packed([lengths], length) if lengths else SequenceLayout.plain_rows(1, length)
+    assert _order(call(pattern, layout.to("meta"), heads=16))[0] == expected
 
 
 # ---- torch.compile ----------------------------------------------------------------------------------------------------

@@ -372,7 +372,7 @@ def test_torchs_compiler_takes_the_masks_and_biases():
 
 
 def reasons(monkeypatch, device="cuda", dtype=torch.float32, triton=True, width=64, queries=256, keys=256, **options):
-    monkeypatch.setattr(flex, "_has_triton", lambda: triton)
+    monkeypatch.setattr(flex, "has_triton", lambda: triton)
     with FakeTensorMode():
         tensors = [
             torch.empty(2, heads, length, width, dtype=dtype, device=device)
@@ -412,7 +412,7 @@ def test_what_it_cannot_serve_it_says(options, words, monkeypatch):
 
 
 def test_a_mixed_call_is_refused_but_under_autocast(monkeypatch):
-    monkeypatch.setattr(flex, "_has_triton", lambda: True)
+    monkeypatch.setattr(flex, "has_triton", lambda: True)
     with FakeTensorMode():
         query = torch.empty(1, 2, 128, 16, device="cuda")
     rows = SequenceLayout.plain_rows(1, 128)
@@ -454,38 +454,49 @@ def job(monkeypatch):
 
 def test_the_gpu_job_predicts_from_the_tiles_that_dense_computes(job):
     """Lengths of 8 tiles, where the tiles can be counted by hand."""
-    cpu = torch.device("cpu")
-    assert job.share(full(), 1024, cpu) == (1.0, 1.0)
-    assert job.share(causal(), 1024, cpu) == (36 / 64, 1.0)
+    rows = SequenceLayout.plain_rows(2, 1024)
+    assert job.share(full(), rows) == (1.0, 1.0)
+    assert job.share(causal(), rows) == (36 / 64, 1.0)
     # a window of 129 keys touches its own tile and the one before: 8 + 7 of the 36 of the triangle
-    assert job.share(window(128, 0), 1024, cpu) == (15 / 64, 15 / 36)
-    assert job.share(window(128, 128), 1024, cpu) == (22 / 64, 22 / 64)
+    assert job.share(window(128, 0), rows) == (15 / 64, 15 / 36)
+    assert job.share(window(128, 128), rows) == (22 / 64, 22 / 64)
+    # two documents of four tiles each: a triangle of 10 tiles a document
+    packed = SequenceLayout.packed([[512, 512]] * 3, 1024)
+    assert job.share(causal(), packed) == (20 / 64, 20 / 36)
 
 
 def test_the_gpu_jobs_table_has_a_cell_for_each_heading(job, monkeypatch):
     device = SimpleNamespace(name="A Device", total_memory=2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(job, "rows_of", lambda *_: None)
     monkeypatch.setattr(job, "share", lambda *_: (0.1, 0.2))
-    monkeypatch.setattr(job, "mask_seconds", lambda *_: (1.0, 0.002))
-    times = {"dense": job.Timed(10.0, 1.0), "flex": job.Timed(2.1, 0.5)}
+    monkeypatch.setattr(job, "mask_milliseconds", lambda *_: 2.0)
+    times = {"flash": job.Timed(10.0, 1.0), "dense": job.Timed(8.4, 1.0), "flex": job.Timed(2.1, 0.5)}
     monkeypatch.setattr(job, "measure", lambda *_: times)
-    lines = job.heading(SimpleNamespace(batch=1, heads=2, width=64, repeats=3))
-    cells = [cell.strip() for cell in job.row("name", causal(), 4096, None).split("|")[1:-1]]
-    assert len(cells) == lines[-1].count("|") - 1 == lines[-2].count("|") - 1
-    assert cells == [
-        "name",
-        "4,096",
+    options = SimpleNamespace(tokens=16_384, heads=2, width=64, repeats=3)
+    lines = job.heading(options)
+
+    def cells():
+        return [cell.strip() for cell in job.row("causal", 4096, options).split("|")[1:-1]]
+
+    assert len(cells()) == lines[-1].count("|") - 1 == lines[-2].count("|") - 1
+    timed = [
+        "causal",
+        "4 x 4,096",
         "10.00",
+        "8.40",
         "2.10",
         "10.00%",
         "2.00",
         "**1.05**",
-        "4.8",
+        "4.0",
         "-",
-        "1.00 / 0.50 / -",
-        "1000 / 2.0",
+        "1.00 / 0.50",
+        "2.0",
     ]
+    assert cells() == timed
+    del times["dense"]
+    assert cells() == [*timed[:3], "no room", *timed[4:8], "-", "-", "- / 0.50", "2.0"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device, and the job would run")

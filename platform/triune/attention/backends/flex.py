@@ -5,7 +5,6 @@ Legend: B batch, T query length, S key length, H heads, K key/value heads, D hea
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import lru_cache
@@ -19,6 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from triune.attention.bias import AlibiBias, ScoreBias, T5Bias
 from triune.attention.call import AttentionCall
+from triune.attention.hardware import has_triton
 from triune.attention.layout import SequenceLayout
 from triune.attention.patterns import Pattern
 from triune.attention.tile_counts import tile_counts
@@ -36,7 +36,7 @@ def why_not(call: AttentionCall) -> list[str]:
     if query.device.type != "cuda":
         where = "a CPU" if query.device.type == "cpu" else f"the device {query.device.type!r}"
         reasons.append(f"torch's FlexAttention has no backward on {where}; it needs a CUDA device")
-    elif not _has_triton():
+    elif not has_triton():
         reasons.append("FlexAttention is compiled by Triton, which is not installed")
     if query.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         reasons.append(f"its inputs are {query.dtype}, and the kernel wants float32, bfloat16 or float16")
@@ -85,6 +85,9 @@ def attend(call: AttentionCall) -> Tensor:
 
 def _run(query: Tensor, key: Tensor, value: Tensor, score: Mod | None, mask: BlockMask, scale: float) -> Tensor:
     # Queries that see nothing get 0 and pass no gradient: the kernels guard their sums unless ROWS_GUARANTEED_SAFE is set.
+    # A bias is read ahead into shared memory, 64 KiB a tile in fp32: with torch's own number of stages that is more than an
+    # H100 has (seen in 2.11: "No valid triton configs").
+    stages = {"fwd_num_stages": 2} if query.shape[-1] <= 64 else {"num_stages": 1}
     return flex_attention(
         query,
         key,
@@ -93,6 +96,7 @@ def _run(query: Tensor, key: Tensor, value: Tensor, score: Mod | None, mask: Blo
         block_mask=mask,
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
+        kernel_options=None if score is None else stages,
     )
 
 
@@ -103,23 +107,25 @@ def _program(call: AttentionCall, dtype: torch.dtype) -> Callable[..., Tensor]:
     bias = "table" if isinstance(call.bias, T5Bias) else type(call.bias).__name__
     bias_rows = call.bias.shape[0] if isinstance(call.bias, Tensor) else 1
     same = call.query_layout is call.key_layout
-    layouts = call.query_layout, call.key_layout
-    kinds = tuple(
-        (layout.plain, layout.contiguous, layout.prefix is None, layout.landmarks is None) for layout in layouts
-    )
+    kinds = _kinds(call.query_layout), _kinds(call.key_layout), same
     gradients = torch.is_grad_enabled()
     shapes = call.query.shape, call.key.shape, call.query.device, dtype, call.scale
-    return _compiled(call.pattern, shapes, bias, bias_rows, same, kinds, gradients)
+    return _compiled(_run, call.pattern, shapes, bias, bias_rows, kinds, gradients)
+
+
+def _kinds(layout: SequenceLayout) -> tuple[bool, ...]:
+    """What of a layout changes the program that reads it."""
+    return layout.plain, layout.contiguous, layout.prefix is None, layout.landmarks is None
 
 
 @lru_cache(maxsize=256)
-def _compiled(*_: Any) -> Callable[..., Tensor]:
-    """One program a kind of call, compiled once and for all.
+def _compiled(function: Callable[..., Tensor], *_: Any) -> Callable[..., Tensor]:
+    """One program of `function` a kind of call, compiled once and for all.
 
     torch.compile keeps its programs by code object, at most 8 for each (`recompile_limit`), and fails on the next: a model
     with three patterns, in training and validation, would meet that. So each kind of call gets a code object of its own.
     """
-    own = FunctionType(_run.__code__.replace(), _run.__globals__, _run.__name__)
+    own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
     return torch.compile(own, fullgraph=True, dynamic=False)
 
 
@@ -149,22 +155,34 @@ def _plain(pattern: Pattern, queries: int, keys: int, tile: int, device: torch.d
 
 
 def _make(pattern: Pattern, queries: SequenceLayout, keys: SequenceLayout, tile: int) -> BlockMask:
-    """Looks at every pair, some rows of tiles at a time; the compiler, which needs no room for the pairs, gets all at once."""
+    """Looks at every pair: on a GPU in one compiled reduction that keeps none of them, elsewhere some rows of tiles at a time."""
     rule, device = pair_rule(pattern, queries, keys), queries.documents.device
-    alike = queries.plain and keys.plain
-    (batch, length), width = queries.shape, keys.shape[1]
-    batch = 1 if alike else batch
+    plain = queries.plain and keys.plain
+    (batch, length), width = (1 if plain else queries.shape[0], queries.shape[1]), keys.shape[1]
+    sizes = (batch, length, width, tile)
+    if torch.compiler.is_compiling():
+        counts = _tile_pairs(rule, *sizes, 0, length, device)
+    elif device.type == "cuda" and has_triton():
+        kinds = _kinds(queries), _kinds(keys), queries is keys
+        counts = _compiled(_tile_pairs, pattern, sizes, kinds, device)(rule, *sizes, 0, length, device)
+    else:
+        step = max(PAIRS // (batch * width * tile), 1) * tile
+        starts = range(0, length, step)
+        counts = torch.cat([_tile_pairs(rule, *sizes, at, min(at + step, length), device) for at in starts], 1)
+    return _ordered(counts[:, None], rule, (length, width), tile)
+
+
+def _tile_pairs(
+    rule: Mod, batch: int, length: int, width: int, tile: int, start: int, stop: int, device: torch.device
+) -> Tensor:
+    """Pairs in each tile, int32 [B, ceil(R / tile), ceil(S / tile)], of the R queries from `start` to `stop`."""
     row = torch.arange(batch, dtype=torch.int32, device=device)[:, None, None]
+    query = torch.arange(start, stop, dtype=torch.int32, device=device)[:, None]
     column = torch.arange(width, dtype=torch.int32, device=device)
-    step = length if torch.compiler.is_compiling() else max(PAIRS // (batch * width * tile), 1) * tile
-    counts = []
-    for start in range(0, length, step):
-        query = torch.arange(start, min(start + step, length), dtype=torch.int32, device=device)[:, None]
-        pairs = rule(row, None, query, column).expand(batch, -1, -1)  # [B, R, S]
-        padded = F.pad(pairs, (0, -width % tile, 0, -pairs.shape[1] % tile))
-        tiled = padded.unflatten(2, (-1, tile)).unflatten(1, (-1, tile))  # [B, R / tile, tile, S / tile, tile]
-        counts.append(tiled.sum((2, 4), dtype=torch.int32))
-    return _ordered(torch.cat(counts, 1)[:, None], rule, (length, width), tile)
+    pairs = rule(row, None, query, column).expand(batch, -1, -1)  # [B, R, S]
+    padded = F.pad(pairs, (0, -width % tile, 0, (start - stop) % tile))
+    tiled = padded.unflatten(2, (-1, tile)).unflatten(1, (-1, tile))  # [B, R / tile, tile, S / tile, tile]
+    return tiled.sum((2, 4), dtype=torch.int32)
 
 
 def _ordered(counts: Tensor, rule: Mod, lengths: tuple[int, int], tile: int) -> BlockMask:
@@ -242,8 +260,3 @@ def _by_distance(bias: ScoreBias, queries: SequenceLayout, keys: SequenceLayout)
     far = max(queries.shape[1], keys.shape[1], bias.max_distance)  # all distances beyond share the last bucket
     table = bias.by_distance(torch.arange(-far, far + 1, device=device)).float()  # [H, 2 far + 1]
     return lambda score, b, h, q, k: score + table[h, distance(b, q, k).clamp(-far, far) + far]
-
-
-@lru_cache(maxsize=1)
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None

@@ -104,6 +104,13 @@ def is_triangle(call: AttentionCall) -> bool:
     return single and call.pattern == _CAUSAL and call.bias is None
 
 
+def is_masked(call: AttentionCall) -> bool:
+    """Whether the kernel reads a mask, or scores, of all pairs."""
+    queries, keys = call.query_layout, call.key_layout
+    everything = call.bias is None and call.pattern.is_full and queries.right_padded and keys.plain
+    return not (everything or is_triangle(call))
+
+
 def _same_rows(queries: SequenceLayout, keys: SequenceLayout) -> bool:
     return queries is keys or (queries.plain and keys.plain and queries.shape == keys.shape)
 

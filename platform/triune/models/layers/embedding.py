@@ -25,7 +25,7 @@ class InputEmbedding(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.context = config.context
+        self.context = int(config.context)  # torch 2.11 compiles no comparison of a subclass of int
         self.position = config.position
         self.scale = config.width**0.5 if config.scale_embeddings else 1.0
         self.offset = config.position.offset if isinstance(config.position, LearnedPosition) else 0
