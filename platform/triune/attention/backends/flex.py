@@ -87,7 +87,7 @@ def _run(query: Tensor, key: Tensor, value: Tensor, score: Mod | None, mask: Blo
     # Queries that see nothing get 0 and pass no gradient: the kernels guard their sums unless ROWS_GUARANTEED_SAFE is set.
     # A bias is read ahead into shared memory, 64 KiB a tile in fp32: with torch's own number of stages that is more than an
     # H100 has (seen in 2.11: "No valid triton configs").
-    stages = {"fwd_num_stages": 2} if query.shape[-1] <= 64 else {"num_stages": 1}
+    stages: Any = {"fwd_num_stages": 2} if query.shape[-1] <= 64 else {"num_stages": 1}
     return flex_attention(
         query,
         key,
