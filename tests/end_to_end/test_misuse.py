@@ -105,7 +105,7 @@ def test_weights_of_another_shape_or_nowhere(refused, write_config, tmp_path):
     assert main(["pretrain", str(write_config("decoder", QUICK))]) == 0
     run = tmp_path / "runs" / "pretrain" / "run"
     other = write_config("decoder", QUICK, name="other")
-    assert "do not fit" in refused("finetune", other, f"init.from={run}", "model.width=64")
+    assert "do not fit" in refused("finetune", other, f"init.from={run}", "model.feed_forward.width=64")
     assert "does not exist" in refused("finetune", other, "init.from=nowhere")
     assert "init.from" in refused("finetune", other)
 

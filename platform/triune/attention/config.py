@@ -18,6 +18,7 @@ class AttentionConfig:
         backend: the implementation: auto picks the fastest that can serve the call.
         dropout: probability of dropping an attention weight in training.
         qk_norm: normalise queries and keys per head before the product (Henry et al. 2020).
+        global_projections: what global tokens ask has queries, keys and values of its own (Longformer; encoders, with a pattern `... | global_tokens(...)` or landmarks).
         scale: what the scores are multiplied by; null is 1/sqrt(head width) (Vaswani et al. 2017, 3.2.1). T5 uses 1.0.
     """
 
@@ -25,6 +26,7 @@ class AttentionConfig:
     backend: Literal["auto", "sdpa", "blocked", "flex", "reference"] = "auto"
     dropout: float = 0.0
     qk_norm: bool = False
+    global_projections: bool = False
     scale: float | None = None
 
     def __post_init__(self) -> None:

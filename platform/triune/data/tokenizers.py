@@ -17,9 +17,11 @@ import numpy as np
 from tokenizers import Tokenizer as Backend
 
 from triune.data.config import TokenizerConfig
+from triune.data.gguf_tokenizer import gguf_tokenizer
 from triune.data.special_tokens import SpecialTokens, disarmed, roles_of, standard
 from triune.data.tokenizer_training import train
 from triune.errors import UserError
+from triune.gguf_file import GgufFile, is_gguf
 
 if TYPE_CHECKING:
     from triune.objectives.batch import Vocabulary
@@ -58,11 +60,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """From a directory that `save` wrote, any Hugging Face directory, a tokenizer.json, or a Hugging Face name.
+        """From a directory that `save` wrote, any Hugging Face directory, a tokenizer.json, a GGUF file, or a Hugging Face name.
 
         Raises UserError where nothing can be read there.
         """
         folder = Path(path)
+        if is_gguf(folder):
+            return cls(*gguf_tokenizer(GgufFile(folder)))
         if (folder / _ROLES).is_file():
             try:
                 files = {file.name: file.read_bytes() for file in folder.iterdir() if _is_part(file)}
@@ -103,35 +107,50 @@ class Tokenizer:
         """Size and special tokens, and how each token stands to words and sentences (as far as the token alone tells)."""
         from triune.objectives.batch import Vocabulary  # brings torch along
 
-        numbers = self._backend.get_vocab(with_added_tokens=True)
+        numbers = self.tokens
         ids = {role: numbers.get(token) for role, token in asdict(self.roles).items() if isinstance(token, str)}
-        special = {numbers[token] for token in self.roles.tokens if token in numbers}
-        special |= {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
-        continues, ends = self._surfaces(special)
+        continues, ends = self._words()
         return Vocabulary(
             size=self.size,
             sentinels=tuple(numbers[token] for token in self.roles.sentinels),
-            special=frozenset(special),
+            special=self._special,
             continues_word=continues,
             ends_sentence=ends,
             **{"pad": 0} | {role: number for role, number in ids.items() if number is not None},  # type: ignore[arg-type]
         )
 
-    def _surfaces(self, special: set[int]) -> tuple[np.ndarray, np.ndarray]:
-        """([V] continues_word, [V] ends_sentence).
+    @cached_property
+    def tokens(self) -> dict[str, int]:
+        """Every token as the vocabulary spells it, special ones included -> its id."""
+        return dict(self._backend.get_vocab(with_added_tokens=True))
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        special = {self.tokens[token] for token in self.roles.tokens if token in self.tokens}
+        return frozenset(
+            special | {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        )
+
+    @cached_property
+    def surfaces(self) -> dict[int, str]:
+        """Id of each token that is not special -> the text that it adds inside a sentence, such as " the" or "ing".
 
         Each token is decoded behind a plain letter, so that the tokenizer's own decoder says whether a space comes
-        between: "##ing" and byte-level "ing" give "aing", "ing" of WordPiece and "Ġing" give "a ing".
+        between: "##ing" and byte-level "ing" give "aing", "ing" of WordPiece and "Ġing" give "a ing". Empty where no token is
+        a plain letter.
         """
-        continues, ends = np.zeros(self.size, dtype=bool), np.zeros(self.size, dtype=bool)
-        ordinary = [i for i in range(self.size) if i not in special]
+        ordinary = [i for i in range(self.size) if i not in self._special]
         alone = self._backend.decode_batch([[i] for i in ordinary], skip_special_tokens=False)
         letter = next(((i, t.strip()) for i, t in zip(ordinary, alone, strict=True) if _is_letter(t)), None)
         if letter is None:
-            return continues, ends
+            return {}
         behind = self._backend.decode_batch([[letter[0], i] for i in ordinary], skip_special_tokens=False)
-        for i, text in zip(ordinary, behind, strict=True):
-            text = text.lstrip()[len(letter[1]) :]
+        return {i: text.lstrip()[len(letter[1]) :] for i, text in zip(ordinary, behind, strict=True)}
+
+    def _words(self) -> tuple[np.ndarray, np.ndarray]:
+        """([V] continues_word, [V] ends_sentence)."""
+        continues, ends = np.zeros(self.size, dtype=bool), np.zeros(self.size, dtype=bool)
+        for i, text in self.surfaces.items():
             continues[i] = _continues_word(text)
             ends[i] = _SENTENCE_END.search(text) is not None
         return continues, ends

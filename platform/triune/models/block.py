@@ -58,6 +58,9 @@ class Residual(nn.Module):
 class Block(nn.Module):
     """Self-attention, cross-attention where asked for, and a feed-forward, each in a residual connection.
 
+    One after the other, or with `config.parallel` side by side: x + attention(norm(x)) + feed_forward(norm'(x)) (Wang &
+    Komatsuzaki 2021; GPT-NeoX: Black et al. 2022, 2.1, each branch with a norm of its own).
+
     Args:
         config: the model.
         pattern: which position may attend to which in self-attention.
@@ -76,6 +79,7 @@ class Block(nn.Module):
         drop: float = 0.0,
     ) -> None:
         super().__init__()
+        self.parallel = config.parallel
         self.attention = MultiHeadAttention(config, pattern)
         self.attention_residual = Residual(config, drop=drop, skip_norm=first and config.norm.skip_first)
         self.cross_attention = MultiHeadAttention(config, full(), cross=True) if cross else None
@@ -93,8 +97,9 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
     ) -> Tensor:
         """[B, T, M] -> [B, T, M]; `memory` [B, S, M] and `across` are the encoder's output and where it belongs."""
+        read = hidden
         for residual, _, function in self.sublayers(around, memory=memory, across=across, cache=cache):
-            hidden = residual(hidden, function)
+            hidden = hidden + residual.branch(read, function) if self.parallel else residual(hidden, function)
         return hidden
 
     def sublayers(

@@ -11,8 +11,11 @@ from triune.attention.sparse import BlockLocal, Dilated, Fixed, GlobalTokens, Ra
 from triune.errors import UserError
 from triune.models.config import (
     AlibiPosition,
+    ClassHeadConfig,
+    HeadConfig,
     LearnedPosition,
     ModelConfig,
+    PatchInput,
     RotaryPosition,
     SinusoidalPosition,
     T5Position,
@@ -22,7 +25,7 @@ from triune.models.config import (
 def check(config: ModelConfig) -> None:
     """Raise UserError with every mistake, each naming option, value, constraint and fix."""
     problems = [*_sizes(config), *_heads(config), *_position(config), *_norm(config), *_training(config)]
-    problems += _patterns(config)
+    problems += [*_input(config), *_head(config), *_patterns(config)]
     if problems:
         raise UserError("\n".join(problems))
 
@@ -40,6 +43,12 @@ def layer_patterns(config: ModelConfig, layers: int, *, decoder: bool, cross: bo
     return [read[index % len(read)] for index in range(layers)]
 
 
+def global_part(pattern: Pattern | Routed) -> GlobalTokens | None:
+    """The `global_tokens(...)` that a pattern is or that `|` adds to it; None without one."""
+    parts = pattern.parts if isinstance(pattern, Any_) else (pattern,)
+    return next((part for part in parts if isinstance(part, GlobalTokens)), None)
+
+
 def rotary_bases(config: ModelConfig) -> list[float]:
     """Bases of the rotary wavelengths in the order of the layers, to be repeated to the depth; empty for other positions."""
     if not isinstance(config.position, RotaryPosition):
@@ -53,6 +62,7 @@ def _sizes(config: ModelConfig) -> Iterator[str]:
         "vocabulary": config.vocabulary,
         "context": config.context,
         "width": config.width,
+        "embedding_width": config.embedding_width,
         "layers": config.layers,
         "decoder_layers": config.decoder_layers,
         "heads": config.heads,
@@ -104,8 +114,12 @@ def _position(config: ModelConfig) -> Iterator[str]:
     if isinstance(position, RotaryPosition):
         yield from _rotary(config, position)
     if isinstance(position, SinusoidalPosition):
-        if config.width % 2:
-            yield f"model.width is {config.width}, but sinusoidal positions need an even one: sines and cosines in pairs."
+        if config.resolved_embedding_width % 2:
+            name = "width" if config.embedding_width is None else "embedding_width"
+            yield (
+                f"model.{name} is {config.resolved_embedding_width}, but sinusoidal positions need an even one: sines and cosines "
+                "in pairs."
+            )
         if position.base <= 0:
             yield f"model.position.base is {position.base:g}, but it must be above 0."
     if isinstance(position, LearnedPosition) and position.offset < 0:
@@ -154,6 +168,76 @@ def _norm(config: ModelConfig) -> Iterator[str]:
         yield "model.norm.skip_first is true, but placement post has no norm before the first attention: use pre or sandwich."
 
 
+def _input(config: ModelConfig) -> Iterator[str]:
+    if isinstance(config.input, PatchInput):
+        yield from _patches(config, config.input)
+    if config.parallel:
+        yield from _parallel(config)
+    dropout = config.token_dropout
+    if dropout is None:
+        return
+    if config.family != "encoder":
+        yield f"model.token_dropout is set, but family is {config.family}: only an encoder reads mask tokens. Leave it null."
+    if not 0 <= dropout.rate < 1:
+        yield f"model.token_dropout.rate is {dropout.rate:g}, but a share of tokens must be at least 0 and below 1."
+    mask = -1 if dropout.mask is None else dropout.mask
+    if mask < 0 or (config.vocabulary is not None and mask >= config.vocabulary):
+        said = "null" if dropout.mask is None else mask
+        entries = "the vocabulary" if config.vocabulary is None else f"model.vocabulary = {config.vocabulary}"
+        yield f"model.token_dropout.mask is {said}, but it must be the id of the mask token, at least 0 and below {entries}."
+
+
+def _patches(config: ModelConfig, patches: PatchInput) -> Iterator[str]:
+    for name in ("image", "patch", "channels"):
+        if getattr(patches, name) < 1:
+            yield f"model.input.{name} is {getattr(patches, name)}, but it must be at least 1."
+    if patches.patch > 0 and patches.image % patches.patch:
+        yield (
+            f"model.input.patch is {patches.patch}, which does not divide model.input.image = {patches.image}: "
+            f"{_divisors(patches.image, patches.patch)}."
+        )
+    elif patches.patch > 0 and config.context != patches.positions:
+        what = "patches and the class token" if patches.class_token else "patches"
+        yield f"model.context is {config.context}, but an image has {patches.positions} positions, its {what}: set model.context={patches.positions}."
+    if isinstance(config.head, HeadConfig):
+        yield "model.head.kind is vocabulary, but model.input.kind: patches has none: use model.head.kind=classes."
+    unread = {
+        "family": (config.family, "encoder"),
+        "vocabulary": (config.vocabulary, None),
+        "embedding_width": (config.embedding_width, None),
+        "token_types": (config.token_types, 0),
+        "token_dropout": (config.token_dropout, None),
+        "scale_embeddings": (config.scale_embeddings, False),
+    }
+    for name, (value, needed) in unread.items():
+        if value != needed:
+            said = "null" if needed is None else str(needed).lower()
+            yield f"model.{name} is {value}, but model.input.kind: patches reads images, not tokens: it must be {said}."
+
+
+def _parallel(config: ModelConfig) -> Iterator[str]:
+    if config.norm.placement == "post":
+        yield "model.parallel is true, but with model.norm.placement: post each branch has a sum of its own to normalise: use pre or sandwich."
+    if config.family == "encoder_decoder":
+        yield "model.parallel is true, but cross-attention asks with what self-attention has found: use family: encoder or decoder."
+    if config.reversible:
+        yield "model.parallel and model.reversible are both true, but reversible branches read one another's stream: set one to false."
+
+
+def _head(config: ModelConfig) -> Iterator[str]:
+    head = config.head
+    if isinstance(head, ClassHeadConfig):
+        if head.labels < 0:
+            yield f"model.head.labels is {head.labels}, but it must be at least 0, which is no class."
+        if head.pool == "first" and isinstance(config.input, PatchInput) and not config.input.class_token:
+            yield "model.head.pool is first, but model.input.class_token is false: the first position is a patch like any other. Use mean."
+    elif config.tie_embeddings and config.vocabulary_width != config.resolved_embedding_width:
+        yield (
+            f"model.embedding_width is {config.embedding_width}, but the tied vocabulary is multiplied with model.width = "
+            f"{config.width} numbers: set model.head.transform=true, which leads back, or model.tie_embeddings=false."
+        )
+
+
 def _training(config: ModelConfig) -> Iterator[str]:
     probabilities = {
         "dropout": config.dropout,
@@ -185,6 +269,21 @@ def _patterns(config: ModelConfig) -> Iterator[str]:
             yield from _routed(config, pattern)
         else:
             yield from _static(config, pattern)
+        if config.attention.global_projections:
+            yield from _global_projections(config, pattern)
+
+
+def _global_projections(config: ModelConfig, pattern: Pattern | Routed) -> Iterator[str]:
+    if config.family != "encoder":
+        yield f"model.attention.global_projections is true, but family is {config.family}: only an encoder has them. Set it to false."
+        return
+    atoms = [] if isinstance(pattern, Routed) else [*_atoms(pattern)]
+    found = sum(isinstance(atom, GlobalTokens) for atom in atoms)
+    if not atoms or found > 1 or (found and global_part(pattern) is None):
+        yield (
+            f"model.attention.global_projections is true, but model.attention.pattern is {str(pattern)!r}, in which no one "
+            "`| global_tokens(...)` says which tokens ask with them: write one after the rest of the pattern."
+        )
 
 
 def _static(config: ModelConfig, pattern: Pattern) -> Iterator[str]:

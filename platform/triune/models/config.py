@@ -18,10 +18,12 @@ class SinusoidalPosition:
     Args:
         kind: the variant.
         base: wavelength base of the geometric progression.
+        layout: order of the columns: interleaved is sine, cosine, sine, ... (2017), halves all sines, then all cosines (Marian, Pegasus).
     """
 
     kind: Literal["sinusoidal"] = "sinusoidal"
     base: float = 10000.0
+    layout: Literal["interleaved", "halves"] = "interleaved"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +128,13 @@ class FeedForwardConfig:
     """The position-wise network of each block.
 
     Args:
-        kind: relu (2017), gelu (exact), gelu_tanh (GPT-2), relu_squared (So et al. 2021), swiglu, geglu, geglu_tanh (Shazeer 2020).
+        kind: relu (2017), gelu (exact), gelu_tanh (GPT-2), silu (Marian's swish), relu_squared (So et al. 2021), swiglu, geglu, geglu_tanh (Shazeer 2020).
         width: inner width; null is 4 x the model's width, for a gated kind 8/3 x, rounded up to a multiple of 64.
         dropout: probability of dropping an inner activation in training.
         chunk: positions of a row that pass at once, recomputed in the backward pass: less memory, one more forward pass of the network (Kitaev et al. 2020); null is all, none recomputed.
     """
 
-    kind: Literal["relu", "gelu", "gelu_tanh", "relu_squared", "swiglu", "geglu", "geglu_tanh"] = "gelu"
+    kind: Literal["relu", "gelu", "gelu_tanh", "silu", "relu_squared", "swiglu", "geglu", "geglu_tanh"] = "gelu"
     width: int | None = None
     dropout: float = 0.0
     chunk: int | None = None
@@ -165,20 +167,94 @@ class InitializationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenInput:
+    """Ids, each looked up in a table.
+
+    Args:
+        kind: the variant.
+    """
+
+    kind: Literal["tokens"] = "tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchInput:
+    """Images, cut into square patches of which each is one position (Dosovitskiy et al. 2021, 3.1).
+
+    Args:
+        kind: the variant.
+        image: height and width of an image, in pixels.
+        patch: height and width of a patch, in pixels; a divisor of `image`.
+        channels: numbers a pixel.
+        class_token: a learned vector before the patches, at position 0.
+    """
+
+    kind: Literal["patches"] = "patches"
+    image: int = 224
+    patch: int = 16
+    channels: int = 3
+    class_token: bool = True
+
+    @property
+    def positions(self) -> int:
+        """Positions that an image fills: its patches, and the class token."""
+        return (self.image // self.patch) ** 2 + self.class_token
+
+
+InputConfig = TokenInput | PatchInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenDropoutConfig:
+    """Mask tokens as dropped ones: their vectors are 0, the others' times (1 - rate) / (1 - share of masks in the document) (ESM-2: Lin et al. 2023).
+
+    Args:
+        mask: id of the mask token; must be set.
+        rate: share of the tokens that the mask replaces in training.
+    """
+
+    mask: int | None = None
+    rate: float = 0.12
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeadConfig:
     """What turns hidden states into scores over the vocabulary.
 
     Args:
+        kind: the variant.
         transform: dense + activation + norm before the vocabulary (BERT's masked-LM head).
         transform_bias: a bias in that dense layer.
+        activation: of that dense layer.
         bias: a bias over the vocabulary.
         scale: multiply hidden states before the tied vocabulary: null is 1; T5 uses width**-0.5.
     """
 
+    kind: Literal["vocabulary"] = "vocabulary"
     transform: bool = False
     transform_bias: bool = True
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"] = "gelu"
     bias: bool = False
     scale: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassHeadConfig:
+    """What turns hidden states into scores of a few classes: of a row (ViT, sentence classification) or of each token (ELECTRA's discriminator).
+
+    Args:
+        kind: the variant.
+        labels: number of classes; 1 is a yes-or-no score, 0 is none: the head gives the vector that it pools (an encoder to be read from).
+        pool: what stands for a row: its first token, its last, the mean of all, or none: each token has scores of its own.
+        transform: dense + activation before the scores.
+        activation: of that dense layer.
+    """
+
+    kind: Literal["classes"] = "classes"
+    labels: int = 2
+    pool: Literal["first", "last", "mean", "none"] = "first"
+    transform: bool = False
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"] = "tanh"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,9 +263,11 @@ class ModelConfig:
 
     Args:
         family: encoder (both ways), decoder (left to right) or encoder_decoder.
+        input: what the model reads: tokens, or images in patches (encoder only).
         vocabulary: entries of the embedding table; null is the tokenizer's, rounded up to a multiple of 64.
         context: longest row, in tokens, of training and (with learned positions) of the model at all.
         width: width of the residual stream.
+        embedding_width: width of the tables of tokens, positions and token types, projected to `width` (ELECTRA); null is `width`.
         layers: blocks (of the encoder, in an encoder_decoder).
         decoder_layers: blocks of an encoder_decoder's decoder; null is `layers`.
         heads: query heads.
@@ -199,13 +277,15 @@ class ModelConfig:
         position: how positions are told apart.
         norm: normalisation and where it stands.
         feed_forward: the position-wise network.
+        parallel: attention and feed-forward read the same hidden states, and both are added: x + attention(norm(x)) + feed_forward(norm'(x)) (GPT-NeoX).
         head: what turns hidden states into scores.
         initialization: how weights start.
         bias: biases in the linear layers of the blocks.
         qkv_bias: biases of queries, keys and values; null is `bias`.
         tie_embeddings: share the input embeddings with the output vocabulary.
-        scale_embeddings: multiply embeddings by sqrt(width) (2017, 3.4).
+        scale_embeddings: multiply embeddings by the square root of their width (2017, 3.4).
         token_types: rows of a segment embedding (BERT: 2); 0 for none.
+        token_dropout: mask tokens as dropped ones (ESM-2; encoder only); null is not.
         dropout: probability of dropping an embedding or a sublayer's output in training.
         stochastic_depth: probability of dropping the last block's branches in training, growing linearly with depth (Huang et al. 2016).
         activation_checkpointing: recompute each block's activations in the backward pass.
@@ -214,9 +294,11 @@ class ModelConfig:
     """
 
     family: Family = "decoder"
+    input: InputConfig = field(default_factory=TokenInput)
     vocabulary: Count | None = None
     context: Count = field(default=Count(512))
     width: int = 256
+    embedding_width: int | None = None
     layers: int = 4
     decoder_layers: int | None = None
     heads: int = 4
@@ -226,18 +308,31 @@ class ModelConfig:
     position: PositionConfig = field(default_factory=RotaryPosition)
     norm: NormConfig = field(default_factory=NormConfig)
     feed_forward: FeedForwardConfig = field(default_factory=FeedForwardConfig)
-    head: HeadConfig = field(default_factory=HeadConfig)
+    parallel: bool = False
+    head: HeadConfig | ClassHeadConfig = field(default_factory=HeadConfig)
     initialization: InitializationConfig = field(default_factory=InitializationConfig)
     bias: bool = True
     qkv_bias: bool | None = None
     tie_embeddings: bool = True
     scale_embeddings: bool = False
     token_types: int = 0
+    token_dropout: TokenDropoutConfig | None = None
     dropout: float = 0.0
     stochastic_depth: float = 0.0
     activation_checkpointing: bool = False
     reversible: bool = False
     loss_chunk: int | None = None
+
+    @property
+    def resolved_embedding_width(self) -> int:
+        """Width of the tables of tokens, positions and token types, with null resolved."""
+        return self.width if self.embedding_width is None else self.embedding_width
+
+    @property
+    def vocabulary_width(self) -> int:
+        """Width of what is multiplied with the output vocabulary: a transform leads back to that of the embeddings."""
+        transform = isinstance(self.head, HeadConfig) and self.head.transform
+        return self.resolved_embedding_width if transform else self.width
 
     @property
     def resolved_head_width(self) -> int:

@@ -18,8 +18,8 @@ from typing import Literal, NamedTuple
 from triune.attention.patterns import Pattern
 from triune.attention.routed.patterns import Routed
 from triune.models.checks import layer_patterns
-from triune.models.config import ModelConfig, RotaryPosition, T5Position
-from triune.models.inventory import Reader, projected, vocabulary_of, weights
+from triune.models.config import ClassHeadConfig, HeadConfig, ModelConfig, PatchInput, RotaryPosition, T5Position
+from triune.models.inventory import Reader, projected, scores, weights
 
 OptimizerKind = Literal["adamw", "muon", "adafactor"]
 
@@ -65,7 +65,7 @@ class ParameterCount:
     @property
     def embedding(self) -> int:
         """Parameters of the input tables."""
-        return self.parts["token embedding"] + self.parts.get("positions and types", 0)
+        return self.parts.get("token embedding", 0) + self.parts.get("positions and types", 0)
 
     @property
     def non_embedding(self) -> int:
@@ -116,21 +116,26 @@ def flops(config: ModelConfig, length: int, *, source_length: int | None = None,
         config: the model.
         length: tokens of the row (the target's, in an encoder_decoder).
         source_length: tokens that the encoder of an encoder_decoder reads.
-        predicted_share: share of the row's positions that pass through the vocabulary (masked modelling: its rate).
+        predicted_share: share of the row's positions that pass through the vocabulary, or through the classes of each token
+            (masked modelling: its rate).
     """
     source = _source_length(config, source_length)
+    class_token = isinstance(config.input, PatchInput) and config.input.class_token
     readers: dict[Reader, float] = {
         "source": source,
         "target": length,
         "predicted": length * predicted_share,
+        "patches": length - class_token,
+        "row": 1,
         "nothing": 0,
     }
     parts: dict[str, float] = {}
     for weight in weights(config):
         if readers[weight.reader]:
             parts[weight.part] = parts.get(weight.part, 0) + 2 * weight.size * readers[weight.reader]
-    if config.tie_embeddings:
-        parts["head"] = parts.get("head", 0) + 2 * vocabulary_of(config) * config.width * readers["predicted"]
+    if config.tie_embeddings and isinstance(config.head, HeadConfig):
+        entries, width = scores(config)
+        parts["head"] = parts.get("head", 0) + 2 * entries * width * readers["predicted"]
     pair = 4 * config.resolved_head_width  # one product with the key, one with the value
     parts["attention scores"] = pair * _pairs(config, length, source)
     return Flops(parts=parts, tokens=length + source)
@@ -153,7 +158,8 @@ def flops_per_token_palm(config: ModelConfig, length: int) -> float:
     if config.family == "encoder_decoder":
         raise ValueError("6 N + 12 layers H D T is not defined for an encoder_decoder; use flops_per_token")
     count = parameters(config)
-    multiplied = count.non_embedding + (count.parts["token embedding"] if config.tie_embeddings else 0)
+    tied = config.tie_embeddings and isinstance(config.head, HeadConfig)
+    multiplied = count.non_embedding + (count.parts["token embedding"] if tied else 0)
     return 6.0 * multiplied + 12.0 * config.layers * config.heads * config.resolved_head_width * length
 
 
@@ -250,9 +256,10 @@ def memory(
     source = _source_length(config, source_length)
     found = weights(config)
     size = sum(weight.size for weight in found)
-    rows = round(batch * length * predicted_share)
-    vocabulary = vocabulary_of(config)
-    chunk = config.loss_chunk or chunk_rows(rows, vocabulary, device=device, itemsize=computed)
+    pooled = isinstance(config.head, ClassHeadConfig) and config.head.pool != "none"
+    rows = batch if pooled else round(batch * length * predicted_share)
+    vocabulary, width = scores(config)
+    chunk = config.loss_chunk or chunk_rows(rows, max(1, vocabulary), device=device, itemsize=computed)
     matrices = sum(weight.size for weight in found if weight.in_block and len(weight.shape) == 2)
     return Memory(
         parts={
@@ -262,7 +269,7 @@ def memory(
             "copies of weights": 0 if kept == computed else matrices * computed,
             "activations": batch * _activations(config, length, source, sizes),
             # two buffers of a chunk, and the gradients of hidden states and vocabulary
-            "loss": 2 * min(chunk, rows) * vocabulary * 4 + rows * config.width * kept + vocabulary * config.width * 4,
+            "loss": 2 * min(chunk, rows) * vocabulary * 4 + rows * width * kept + vocabulary * width * 4,
         }
     )
 
@@ -335,6 +342,7 @@ def _tower(config: ModelConfig, layers: int, length: int, sizes: _Bytes, *, cros
         attention += computed * (query + key_value // 2)  # turned queries and keys
     if isinstance(config.position, T5Position):
         attention += 4 * config.heads * length  # a bias that learns keeps the scores
+    attention *= 1 + config.attention.global_projections  # queries, keys, values and results of two calls
     crossing = computed * (query + query) + 4 * config.heads
     feed_forward, chunk = _feed_forward(config, length, sizes)
     dropped = mask * config.width if config.dropout else 0
@@ -343,7 +351,9 @@ def _tower(config: ModelConfig, layers: int, length: int, sizes: _Bytes, *, cros
     within = [attention, feed_forward, *([crossing] if cross else [])]
     if config.reversible:  # two wide streams, whatever the depth, and one branch at a time
         return _Kept(2 * max(kept, 4) * config.width + dropped, branch + max(*within, chunk))
-    block = len(within) * branch + sum(within)
+    block = (
+        len(within) * branch + sum(within) - (kept * config.width if config.parallel else 0)
+    )  # one input for two norms
     if config.activation_checkpointing:
         return _Kept(kept * config.width * (layers + 1), block + chunk)
     return _Kept(kept * config.width + dropped + layers * block, chunk)

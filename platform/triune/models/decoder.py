@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from triune.attention.layout import SequenceLayout
 from triune.errors import UserError
 from triune.models.config import ModelConfig
-from triune.models.heads import VocabularyHead
+from triune.models.heads import build_head
 from triune.models.layers.cache import KeyValueCache
-from triune.models.layers.embedding import InputEmbedding, TokenEmbedding, plain_rows
+from triune.models.layers.embedding import InputEmbedding, embed, plain_rows
 from triune.models.stack import Stack
 
 
@@ -18,12 +18,11 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        assert config.vocabulary is not None
         self.config = config
-        self.embedding = TokenEmbedding(config.vocabulary, config.width)
+        self.embedding = embed(config)
         self.input = InputEmbedding(config)
         self.stack = Stack(config, layers=config.layers, decoder=True)
-        self.head = VocabularyHead(config, self.embedding.weight if config.tie_embeddings else None)
+        self.head = build_head(config, self.embedding)
 
     def forward(
         self,

@@ -1,4 +1,4 @@
-"""Encoder-only transformers (BERT, RoBERTa, ModernBERT). Legend: B batch, T length, M model width."""
+"""Encoder-only transformers (BERT, RoBERTa, ModernBERT, ViT). Legend: B batch, T length, M model width, C channels."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from triune.attention.layout import SequenceLayout
 from triune.errors import UserError
 from triune.models.config import ModelConfig
-from triune.models.heads import VocabularyHead
+from triune.models.heads import build_head
 from triune.models.layers.cache import KeyValueCache
-from triune.models.layers.embedding import InputEmbedding, TokenEmbedding, plain_rows
+from triune.models.layers.embedding import InputEmbedding, drop_masked, embed, plain_rows
 from triune.models.stack import Stack
 
 
@@ -18,12 +18,11 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        assert config.vocabulary is not None
         self.config = config
-        self.embedding = TokenEmbedding(config.vocabulary, config.width)
+        self.embedding = embed(config)
         self.input = InputEmbedding(config)
         self.stack = Stack(config, layers=config.layers, decoder=False)
-        self.head = VocabularyHead(config, self.embedding.weight if config.tie_embeddings else None)
+        self.head = build_head(config, self.embedding)
 
     def forward(
         self,
@@ -35,10 +34,10 @@ class Encoder(nn.Module):
         source_layout: SequenceLayout | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """[B, T] int64 ids -> [B, T, M] hidden states after the final norm.
+        """[B, T] int64 ids, or [B, C, height, width] images, -> [B, T, M] hidden states after the final norm.
 
         Args:
-            inputs: ids.
+            inputs: ids; with model.input.kind patches images, which make T positions: the class token, then the patches.
             layout: where each token belongs; None is one unpadded document a row.
             token_types: [B, T] int64 segment of each token (BERT); None is segment 0.
             source: refused, as is its layout: an encoder reads one row.
@@ -49,5 +48,9 @@ class Encoder(nn.Module):
             raise UserError(
                 "an encoder reads one row at once: it takes no source (use family: encoder_decoder) and no cache"
             )
-        layout = layout or plain_rows(inputs)
-        return self.stack(self.input(self.embedding(inputs), layout, token_types), layout)
+        vectors = self.embedding(inputs)
+        layout = layout or plain_rows(vectors)
+        dropped = self.config.token_dropout
+        if dropped is not None and dropped.mask is not None:
+            vectors = drop_masked(vectors, inputs == dropped.mask, layout, dropped.rate)
+        return self.stack(self.input(vectors, layout, token_types), layout)

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from triune.attention.layout import SequenceLayout
 from triune.models.config import ModelConfig
-from triune.models.heads import VocabularyHead
+from triune.models.heads import build_head
 from triune.models.layers.cache import KeyValueCache
-from triune.models.layers.embedding import InputEmbedding, TokenEmbedding, plain_rows
+from triune.models.layers.embedding import InputEmbedding, embed, plain_rows
 from triune.models.stack import Stack
 
 
@@ -20,14 +20,13 @@ class EncoderDecoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        assert config.vocabulary is not None
         self.config = config
-        self.embedding = TokenEmbedding(config.vocabulary, config.width)
+        self.embedding = embed(config)
         self.encoder_input = InputEmbedding(config)
         self.encoder = Stack(config, layers=config.layers, decoder=False)
         self.decoder_input = InputEmbedding(config)
         self.decoder = Stack(config, layers=config.resolved_decoder_layers, decoder=True, cross=True)
-        self.head = VocabularyHead(config, self.embedding.weight if config.tie_embeddings else None)
+        self.head = build_head(config, self.embedding)
 
     def encode(self, source: Tensor, source_layout: SequenceLayout | None = None) -> Tensor:
         """[B, S] int64 ids -> [B, S, M] memory for the decoder."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from triune.errors import UserError
 from triune.models.checks import check
-from triune.models.config import ModelConfig
+from triune.models.config import ModelConfig, TokenInput
 from triune.models.decoder import Decoder
 from triune.models.encoder import Encoder
 from triune.models.encoder_decoder import EncoderDecoder
@@ -36,7 +36,7 @@ def build(config: ModelConfig | Mapping[str, Any] | str | PathLike[str], **overr
     """
     resolved = resolve(config, **overrides)
     check(resolved)
-    if resolved.vocabulary is None:
+    if resolved.vocabulary is None and isinstance(resolved.input, TokenInput):
         raise UserError(
             "model.vocabulary is null, but a model needs its size: give the tokenizer's, or use `triune pretrain`."
         )

@@ -1,6 +1,6 @@
 """How weights start, said by the role of each tensor.
 
-Legend: M model width, D head width, H heads, F inner width, V vocabulary, n residual branches of a stack.
+Legend: M model width, E embedding width, D head width, H heads, F inner width, V vocabulary, n residual branches of a stack.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from triune.models.config import ModelConfig
-from triune.models.heads import VocabularyHead
+from triune.models.heads import ClassHead, VocabularyHead
 from triune.models.layers.attention import MultiHeadAttention
-from triune.models.layers.embedding import InputEmbedding
+from triune.models.layers.embedding import InputEmbedding, PatchEmbedding
 from triune.models.layers.feed_forward import FeedForward
 from triune.models.layers.native_sparse import Compression, NativeSparse
 from triune.models.layers.norm import RMSNorm
@@ -26,13 +26,13 @@ Role = Literal["embedding", "position", "query", "hidden", "residual", "relative
 def deviation(config: ModelConfig, role: Role, fan_out: int, fan_in: int, branches: int = 1) -> float:
     """Standard deviation of a tensor [fan_out, fan_in] at the start.
 
-    Roles: embedding (token table, also the vocabulary where it is tied), position (learned positions and token types),
-    query, hidden (keys, values, up projections, the head's dense layer), residual (the last matrix of a residual
-    branch), relative (T5's biases), output (a vocabulary of its own).
+    Roles: embedding (token table, also the vocabulary where it is tied), position (learned positions, token types and class
+    token), query, hidden (keys, values, up projections, the head's dense layer, what leads patches or narrow embeddings to M),
+    residual (the last matrix of a residual branch), relative (T5's biases), output (a vocabulary of its own, classes).
 
     | kind         | embedding | position | query                 | hidden               | residual            | output          |
     |--------------|-----------|----------|-----------------------|----------------------|---------------------|-----------------|
-    | xavier       | M^-0.5    | M^-0.5   | sqrt(2/(in + out))    | sqrt(2/(in + out))   | sqrt(2/(in + out))  | M^-0.5          |
+    | xavier       | E^-0.5    | E^-0.5   | sqrt(2/(in + out))    | sqrt(2/(in + out))   | sqrt(2/(in + out))  | in^-0.5         |
     | normal       | std       | std      | std                   | std                  | std                 | std             |
     | depth_scaled | std       | std      | std                   | std                  | std / sqrt(n)       | std             |
     | t5           | 1         | 1        | (in D)^-0.5 / scale   | in^-0.5              | in^-0.5             | in^-0.5         |
@@ -48,8 +48,9 @@ def deviation(config: ModelConfig, role: Role, fan_out: int, fan_in: int, branch
     narrowing = settings.base_width / width
     match settings.kind:
         case "xavier":
-            vector = role in ("embedding", "position", "relative", "output")
-            return width**-0.5 if vector else (2 / (fan_in + fan_out)) ** 0.5
+            if role in ("embedding", "position", "output"):
+                return fan_in**-0.5
+            return width**-0.5 if role == "relative" else (2 / (fan_in + fan_out)) ** 0.5
         case "normal":
             return settings.std
         case "depth_scaled":
@@ -100,6 +101,12 @@ class _Start:
                 for table in (module.positions, module.token_types):
                     if table is not None:
                         self.draw(table.weight, "position")
+                if module.projection is not None:
+                    self.draw(module.projection.weight, "hidden")
+            case PatchEmbedding():
+                self.draw(module.projection.weight, "hidden")
+                if module.class_token is not None:
+                    self.draw(module.class_token.unsqueeze(0), "position")
             case MultiHeadAttention():
                 self.attention(module, branches)
             case NativeSparse():
@@ -112,7 +119,7 @@ class _Start:
                 for matrix in module.up.weight.chunk(2 if module.gated else 1):
                     self.draw(matrix, "hidden")
                 self.draw(module.down.weight, "residual", branches)
-            case VocabularyHead():
+            case VocabularyHead() | ClassHead():
                 self.head(module)
         if isinstance(table := getattr(module, "embedding", None), nn.Embedding):
             self.draw(table.weight, "embedding")
@@ -124,17 +131,19 @@ class _Start:
         else:
             rest = module.query_key_value.weight.shape[0] - query  # keys and values, [K D, M] each
             matrices = module.query_key_value.weight.split([query, *[key] * (rest // key)])
-        self.draw(matrices[0], "query")
-        for matrix in matrices[1:]:
-            self.draw(matrix, "hidden")
+        own = module.global_query_key_value
+        asking = () if own is None else own.weight.split([query, key, key])
+        for projections in (matrices, asking):
+            for index, matrix in enumerate(projections):
+                self.draw(matrix, "hidden" if index else "query")
         self.draw(module.output.weight, "residual", branches)
 
-    def head(self, module: VocabularyHead) -> None:
+    def head(self, module: VocabularyHead | ClassHead) -> None:
         if module.dense is not None:
             self.draw(module.dense.weight, "hidden")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-        if not module.tied:
+        if module.weight is not None and (isinstance(module, ClassHead) or not module.tied):
             self.draw(module.weight, "output")
 
     def draw(self, tensor: Tensor, role: Role, branches: int = 1) -> None:

@@ -9,10 +9,11 @@ from typing import Literal, NamedTuple
 from triune.attention.patterns import Pattern
 from triune.attention.routed.patterns import Lsh, Nsa, Routed
 from triune.models.checks import layer_patterns
-from triune.models.config import LearnedPosition, ModelConfig, T5Position
+from triune.models.config import ClassHeadConfig, HeadConfig, LearnedPosition, ModelConfig, PatchInput, T5Position
 
-#: The tokens whose vectors a weight is multiplied with; "nothing" for lookups and what is element-wise.
-Reader = Literal["source", "target", "predicted", "nothing"]
+#: The tokens whose vectors a weight is multiplied with: the source's, the target's, those that are predicted, patches, or
+#: one for a row; "nothing" for lookups and what is element-wise.
+Reader = Literal["source", "target", "predicted", "patches", "row", "nothing"]
 
 
 class Weight(NamedTuple):
@@ -30,16 +31,15 @@ class Weight(NamedTuple):
 
 
 def weights(config: ModelConfig) -> list[Weight]:
-    """Every parameter tensor of the model, shared ones once. `config.vocabulary` must be set."""
-    vocabulary = vocabulary_of(config)
-    found = [Weight("token embedding", (vocabulary, config.width)), *_input(config)]
+    """Every parameter tensor of the model, shared ones once. `config.vocabulary` must be set, unless it reads no tokens."""
+    found = [*_embedding(config)]
     if config.family == "encoder_decoder":
-        found += _stack(config, config.layers, "source")
-        found += _input(config)
+        found += [*_input(config, "source"), *_stack(config, config.layers, "source")]
+        found += _input(config, "target")
         found += _stack(config, config.resolved_decoder_layers, "target", cross=True)
     else:
-        found += _stack(config, config.layers, "target")
-    return [*found, *_head(config, vocabulary)]
+        found += [*_input(config, "target"), *_stack(config, config.layers, "target")]
+    return [*found, *_head(config)]
 
 
 def vocabulary_of(config: ModelConfig) -> int:
@@ -49,14 +49,26 @@ def vocabulary_of(config: ModelConfig) -> int:
     return int(config.vocabulary)
 
 
-def _input(config: ModelConfig) -> Iterator[Weight]:
-    position = config.position
+def _embedding(config: ModelConfig) -> Iterator[Weight]:
+    if not isinstance(config.input, PatchInput):
+        yield Weight("token embedding", (vocabulary_of(config), config.resolved_embedding_width))
+        return
+    pixels = config.input.channels * config.input.patch**2
+    yield from _linear("patch embedding", config.width, pixels, "patches", bias=True, in_block=False)
+    if config.input.class_token:
+        yield Weight("patch embedding", (config.width,))
+
+
+def _input(config: ModelConfig, reader: Reader) -> Iterator[Weight]:
+    position, width = config.position, config.resolved_embedding_width
     if isinstance(position, LearnedPosition):
-        yield Weight("positions and types", (config.context + position.offset, config.width))
+        yield Weight("positions and types", (config.context + position.offset, width))
     if config.token_types:
-        yield Weight("positions and types", (config.token_types, config.width))
+        yield Weight("positions and types", (config.token_types, width))
     if config.norm.embedding:
-        yield from _norm(config)
+        yield from _norm(config, width)
+    if width != config.width:
+        yield from _linear("embedding projection", config.width, width, reader, bias=True, in_block=False)
 
 
 def _stack(config: ModelConfig, layers: int, reader: Reader, *, cross: bool = False) -> Iterator[Weight]:
@@ -80,6 +92,8 @@ def _attention(config: ModelConfig, reader: Reader, pattern: Pattern | Routed) -
     query, key_value = projected(config, pattern)
     shared = key_value // 2 if isinstance(pattern, Lsh) else 0  # the keys are the queries
     yield from _linear("attention", query + key_value - shared, config.width, reader, bias=config.resolved_qkv_bias)
+    if config.attention.global_projections:
+        yield from _linear("attention", query + key_value, config.width, reader, bias=config.resolved_qkv_bias)
     yield from _linear("attention", config.width, query, reader, bias=config.bias)
     yield from _query_key_norms(config, 1 if shared else 2)
     if isinstance(pattern, Nsa):
@@ -111,16 +125,33 @@ def _feed_forward(config: ModelConfig, reader: Reader) -> Iterator[Weight]:
     yield from _linear("feed-forward", config.width, inner, reader, bias=config.bias)
 
 
-def _head(config: ModelConfig, vocabulary: int) -> Iterator[Weight]:
+def _head(config: ModelConfig) -> Iterator[Weight]:
+    if isinstance(config.head, ClassHeadConfig):
+        yield from _classes(config, config.head)
+        return
+    vocabulary, width = vocabulary_of(config), config.vocabulary_width
     if config.head.transform:
-        yield from _linear(
-            "head", config.width, config.width, "predicted", bias=config.head.transform_bias, in_block=False
-        )
-        yield from _norm(config)
+        yield from _linear("head", width, config.width, "predicted", bias=config.head.transform_bias, in_block=False)
+        yield from _norm(config, width)
     if not config.tie_embeddings:
-        yield Weight("head", (vocabulary, config.width), "predicted")
+        yield Weight("head", (vocabulary, width), "predicted")
     if config.head.bias:
         yield Weight("head", (vocabulary,))
+
+
+def _classes(config: ModelConfig, head: ClassHeadConfig) -> Iterator[Weight]:
+    reader: Reader = "predicted" if head.pool == "none" else "row"
+    if head.transform:
+        yield from _linear("head", config.width, config.width, reader, bias=True, in_block=False)
+    if head.labels:
+        yield from _linear("head", head.labels, config.width, reader, bias=True, in_block=False)
+
+
+def scores(config: ModelConfig) -> tuple[int, int]:
+    """Entries that the head scores, and the width of what it multiplies with them."""
+    if isinstance(config.head, HeadConfig):
+        return vocabulary_of(config), config.vocabulary_width
+    return config.head.labels, config.width
 
 
 def projected(config: ModelConfig, pattern: Pattern | Routed | None = None) -> tuple[int, int]:

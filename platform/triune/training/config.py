@@ -170,10 +170,30 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig:
-    """What the weights start from.
+    """What the weights start from: a run directory, a checkpoint, a `model/` directory of ours, or a directory of Hugging Face's.
 
     Args:
-        from_: a run directory, a checkpoint or a `model/` directory of ours; null starts afresh. Written `from` in YAML.
+        from_: weights for the whole model, of its own family or (encoder, decoder) another; null starts afresh. Written `from` in YAML.
+        encoder: weights for the encoder of an encoder_decoder; null with `decoder` set starts it afresh.
+        decoder: weights for its decoder; null with `encoder` set starts it afresh.
+        layers: layers of the source that the model's start from: spread evenly, first or last (a deeper model has new ones at the other end), or a list of one a layer (counted from 0, null is new); null is all, as many as there are.
+        decoder_layers: the same for the decoder of an encoder_decoder; null is `layers`.
+        cross_attention: what it starts from where the source of the decoder has none: fresh, or the decoder's self_attention.
+        embeddings: which of `encoder` and `decoder` the shared token table is of, where both are given.
+        vocabulary: with another tokenizer than the source's: kept refuses it, joined carries the rows of tokens that both know.
     """
 
     from_: str | None = None
+    encoder: str | None = None
+    decoder: str | None = None
+    layers: Literal["spread", "first", "last"] | list[int | None] | None = None
+    decoder_layers: Literal["spread", "first", "last"] | list[int | None] | None = None
+    cross_attention: Literal["fresh", "self_attention"] = "fresh"
+    embeddings: Literal["encoder", "decoder"] = "encoder"
+    vocabulary: Literal["kept", "joined"] = "kept"
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Option -> where its weights are, of those that are set."""
+        named = {"init.from": self.from_, "init.encoder": self.encoder, "init.decoder": self.decoder}
+        return {option: path for option, path in named.items() if path is not None}

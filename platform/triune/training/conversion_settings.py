@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from triune.models.config import (
@@ -16,6 +15,7 @@ from triune.models.config import (
     SinusoidalPosition,
     T5Position,
 )
+from triune.training.towers import Source
 from triune.tree import report, to_tree
 
 
@@ -29,7 +29,11 @@ class Setting(NamedTuple):
 
 #: Settings that say what the tensors mean: another value would fit the shapes and break the model without a word.
 _KEPT = {
+    "width": "every tensor is of that width",
     "heads": "each head is a fixed slice of the projections",
+    "key_value_heads": "each head is a fixed slice of the projections",
+    "head_width": "each head is a fixed slice of the projections",
+    "input.kind": "the weights read nothing else",
     "tie_embeddings": "one table is no two",
     "position.kind": "the weights know positions by it, and by no other",
     "position.offset": "it says which row of the table is position 0",
@@ -45,46 +49,55 @@ _UNTOLD = (
     "attention.pattern",
     "context",
     "position",
+    "family",
+    "layers",
+    "decoder_layers",
+    "vocabulary",
 )
 _OTHERWISE = "the same tensors, computed with otherwise"
 _MEANS = {
     **dict.fromkeys(
         ("dropout", "stochastic_depth", "attention.dropout", "feed_forward.dropout"), "counts in training only"
     ),
+    "attention.global_projections": "global tokens ask with projections of their own, which start from the layer's",
     "reversible": "the same tensors, but another function of them: the loss starts anew and has to be trained down",
 }
 
 
-def check_settings(source: ModelConfig, model: ModelConfig, place: Path) -> None:
-    """Raise UserError where trained weights of `source` would mean something else in `model`.
+def check_settings(source: Source, model: ModelConfig, *, whole: bool) -> None:
+    """Raise UserError where trained weights would mean something else in `model`.
 
     Every mistake has its option, both values, the constraint and what to do.
+
+    Args:
+        source: the weights.
+        model: settings of the model that starts from them.
+        whole: they are of its family and stand for all of it.
     """
-    if source.family != model.family:
-        report(
-            [
-                f"init.from: {place} is of family {source.family}, model.family is {model.family}; "
-                "give weights of the same family"
-            ]
-        )
-    old, new = _leaves(source), _leaves(model)
+    old, new = _leaves(source.model), _leaves(model)
     problems = [
-        f"model.{path}: {new[path]} here, {old[path]} in {place}, and {why}; set model.{path}={old[path]}"
+        f"model.{path}: {new[path]} here, {old[path]} in {source.place}, and {why}; set model.{path}={old[path]}"
         for path, why in _KEPT.items()
-        if path in old and path in new and old[path] != new[path]
+        if path in old and path in new and old[path] != new[path] and (whole or path != "tie_embeddings")
     ]
-    report([*problems, *_scaling(source, model, place)])
+    report([*problems, *_scaling(source, model)])
 
 
-def changed_settings(source: ModelConfig, model: ModelConfig) -> Iterator[Setting]:
+def changed_settings(source: Source, model: ModelConfig, *, whole: bool) -> Iterator[Setting]:
     """Context and positions always, then every other setting that differs and counts."""
-    meaning = "rows of up to so many tokens" if source.context != model.context else "as it was"
-    yield Setting("model.context", _change(int(source.context), int(model.context)), meaning)
-    yield Setting("model.position", *_position(source, model))
-    old, new = _leaves(source), _leaves(model)
+    before = source.model
+    said = f" ({source.option})" if source.option != "init.from" else ""
+    meaning = "rows of up to so many tokens" if before.context != model.context else "as it was"
+    yield Setting(f"model.context{said}", _change(int(before.context), int(model.context)), meaning)
+    yield Setting(f"model.position{said}", *_position(before, model))
+    old, new = _leaves(before), _leaves(model)
+    untold = (
+        _UNTOLD if whole else (*_UNTOLD, "head", "tie_embeddings")
+    )  # the tensors of the head have lines of their own
     for path in dict.fromkeys([*old, *new]):
-        if not f"{path}.".startswith(tuple(f"{prefix}." for prefix in _UNTOLD)) and old.get(path) != new.get(path):
-            yield Setting(f"model.{path}", _change(old.get(path), new.get(path)), _MEANS.get(path, _OTHERWISE))
+        if not f"{path}.".startswith(tuple(f"{prefix}." for prefix in untold)) and old.get(path) != new.get(path):
+            change = _change(old.get(path), new.get(path))
+            yield Setting(f"model.{path}{said}", change, _MEANS.get(path, _OTHERWISE))
 
 
 def layers_text(layers: Sequence[int]) -> str:
@@ -210,17 +223,17 @@ def _trained(config: ModelConfig) -> int:
     return position.original_context or round(config.context / position.factor)
 
 
-def _scaling(source: ModelConfig, model: ModelConfig, place: Path) -> Iterator[str]:
+def _scaling(source: Source, model: ModelConfig) -> Iterator[str]:
     """A scaling whose original context nobody named and that is not the source's.
 
     One that is named is taken at its word, and the table says where it differs: rows may have been shorter than the context.
     """
-    if not isinstance(model.position, RotaryPosition) or not isinstance(source.position, RotaryPosition):
+    if not isinstance(model.position, RotaryPosition) or not isinstance(source.model.position, RotaryPosition):
         return
-    position, trained = model.position, _trained(source)
+    position, trained = model.position, _trained(source.model)
     if position.scaling != "none" and position.original_context is None and _trained(model) != trained:
         yield (
             f"model.position.factor: {position.factor:g} with model.context={model.context} speaks of weights trained at "
-            f"{_trained(model)} positions, but those of {place} were trained at {trained}; set "
+            f"{_trained(model)} positions, but those of {source.place} were trained at {trained}; set "
             f"model.position.factor={model.context / trained:g}, or model.position.original_context={trained} to keep this factor"
         )

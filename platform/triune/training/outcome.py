@@ -83,7 +83,7 @@ def text_accuracy(model: Transformer, data: TextDataModule, vocabulary: Vocabula
     Where targets hold sentinels, a model that has learnt nothing but the form of a target is right a quarter of the
     time; this leaves the special tokens out. None where targets hold no sentinel.
     """
-    special = torch.zeros(int(model.head.weight.shape[0]), dtype=torch.bool)
+    special = torch.zeros(int(model.config.vocabulary or 0), dtype=torch.bool)
     special[list(vocabulary.special)] = True
     hits, targets, sentinels = 0, [], False
     for batch in data.validation_loader():

@@ -13,6 +13,8 @@ from lightning.pytorch.callbacks import Callback
 from triune.data.rows import Rows
 from triune.data.tokenizers import Tokenizer
 from triune.errors import UserError
+from triune.exchange.carried import Carried
+from triune.exchange.model_directory import Saved
 from triune.inference.filling import fill, filled
 from triune.inference.generation import generate
 from triune.models.encoder import Encoder
@@ -22,7 +24,7 @@ from triune.objectives.batch import Segment
 from triune.objectives.seeding import generator
 from triune.tracking.loggers import log_samples
 from triune.tracking.report import Sample
-from triune.training.weights import Saved, tokenizer_of
+from triune.training.weights import tokenizer_of
 
 _PROMPT = 24  # tokens of a validation document that a decoder goes on from, but at most half its context
 _DOCUMENT = 64  # tokens of a validation document that is corrupted and restored
@@ -138,7 +140,8 @@ def complete(model: Transformer, saved: Saved, text: str, **sampling: Any) -> st
             )
         return write(model, tokenizer, [Task(prompt=[vocabulary.opening, *ids, vocabulary.closing])])[0].continuation
     if family == "encoder_decoder":
-        task = Task(prompt=[vocabulary.decoder_start], source=[*ids, vocabulary.closing])
+        opening = Carried.read(saved.path).opening(vocabulary.decoder_start)
+        task = Task(prompt=opening, source=[*ids, vocabulary.closing])
         return write(model, tokenizer, [task], **sampling)[0].continuation
     sample = write(model, tokenizer, [Task(prompt=[vocabulary.opening, *ids])], **sampling)[0]
     return sample.prompt + sample.continuation

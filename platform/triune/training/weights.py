@@ -1,86 +1,48 @@
-"""Final weights: `model/` (safetensors + config + tokenizer), written whole or not at all, and starting from them."""
+"""Trained weights, wherever they lie (a run, a checkpoint, a model directory of ours or of Hugging Face's), and starting from them."""
 
 from __future__ import annotations
 
-import json
-import shutil
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from triune.data.tokenizers import Tokenizer
 from triune.errors import UserError
-from triune.models.config import ModelConfig
+from triune.exchange.files import CONFIG, WEIGHTS, read_json
+from triune.exchange.importing import as_saved
+from triune.exchange.model_directory import MODEL_TYPE, Saved, read_model, saved_from
+from triune.gguf_file import is_gguf
+from triune.models.config import HeadConfig, ModelConfig
 from triune.models.factory import Transformer, build
 from triune.training.checkpoints import FILE, latest_checkpoint
-from triune.training.conversion import Conversion, plan_conversion
-from triune.tree import construct, to_tree
-
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Saved:
-    """Weights read from disk, with what they belong to."""
-
-    path: Path
-    model: ModelConfig
-    objective: str
-    tokenizer: str  # fingerprint
-    tensors: dict[str, Tensor]
-
-
-def describe(model: Transformer, *, objective: str, tokenizer: str) -> dict[str, Any]:
-    """What `config.json` and each checkpoint say about the weights beside them."""
-    return {
-        "model_type": "triune",
-        "model": to_tree(model.config),
-        "objective": objective,
-        "tokenizer": tokenizer,
-    }
-
-
-def own_tensors(model: Transformer) -> dict[str, Tensor]:
-    """Parameters by name, each tied tensor once, under its first name."""
-    return {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
-
-
-def save_model(model: Transformer, tokenizer: Tokenizer, directory: Path, *, objective: str) -> None:
-    """Write `directory` with weights, config and tokenizer; it has its name only when it is whole."""
-    draft = directory.with_name(directory.name + ".tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    save_file(own_tensors(model), draft / WEIGHTS, metadata={"format": "pt"})
-    facts = describe(model, objective=objective, tokenizer=tokenizer.fingerprint)
-    tokenizer.save(draft)
-    (draft / CONFIG).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    old = directory.with_name(directory.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
-        directory.rename(old)
-    draft.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
+from triune.training.config import InitConfig
+from triune.training.conversion import Conversion
+from triune.training.conversion_plan import plan_conversion
+from triune.training.conversion_settings import Setting
+from triune.training.token_rows import TokenRows, join_tokens, same_tokens
+from triune.training.towers import Source, source_of
+from triune.units import Count
 
 
 def read_weights(path: str | Path, *, option: str = "init.from") -> Saved:
-    """Weights from a run directory, its `model/`, a `step-…` checkpoint directory or a checkpoint file of ours.
+    """Weights from a run directory, its `model/`, a `step-…` checkpoint directory or a checkpoint file of ours, or from a directory
+    of Hugging Face's or a GGUF file, which are imported in memory.
 
     Raises:
-        UserError: nothing of that kind there.
+        UserError: nothing of that kind there, or weights that are damaged or of no architecture that triune knows.
     """
     place = Path(path)
     if not place.exists():
         raise UserError(f"{option}: {place} does not exist; give a run directory, a checkpoint or a model/ directory")
+    if is_gguf(place):
+        return as_saved(place)
     for directory in (place, place / "model"):
-        if (directory / WEIGHTS).exists() and (directory / CONFIG).exists():
-            facts = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-            if facts.get("model_type") == "triune":
-                return _saved(directory, facts, load_file(directory / WEIGHTS))
+        if (directory / CONFIG).is_file():
+            ours = read_json(directory / CONFIG).get("model_type") == MODEL_TYPE
+            return read_model(directory) if ours else as_saved(directory)
     checkpoint = _checkpoint_file(place)
     if checkpoint is None:
         raise UserError(
@@ -91,7 +53,7 @@ def read_weights(path: str | Path, *, option: str = "init.from") -> Saved:
     tensors = {
         name.removeprefix("model."): tensor for name, tensor in state["state_dict"].items() if name.startswith("model.")
     }
-    return _saved(checkpoint, state["triune"], tensors)
+    return saved_from(checkpoint, state["triune"], tensors)
 
 
 def _checkpoint_file(place: Path) -> Path | None:
@@ -100,53 +62,104 @@ def _checkpoint_file(place: Path) -> Path | None:
     return next((p for p in candidates if p.is_file() and p.suffix == ".ckpt"), None)
 
 
-def _saved(path: Path, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Saved:
-    return Saved(
-        path=path,
-        model=construct(ModelConfig, facts["model"], "model"),
-        objective=facts["objective"],
-        tokenizer=facts["tokenizer"],
-        tensors=tensors,
-    )
-
-
 def load_model(path: str | Path) -> tuple[Transformer, Saved]:
     """A model in eval mode with the weights at `path`."""
     saved = read_weights(path, option="model")
     model = build(saved.model)
-    start_from(model, saved, tokenizer=saved.tokenizer)
+    Start(init=InitConfig(from_=str(path)), saved={"init.from": saved}).fill(model, None)
     return model.eval(), saved
 
 
-def start_from(model: Transformer, saved: Saved, *, tokenizer: str) -> Conversion:
-    """Fill `model` with trained weights, carried to its own context and patterns; what happened to each.
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Everything that `init` names, read.
 
     Args:
-        model: a built model.
-        saved: what `read_weights` found.
-        tokenizer: fingerprint of the tokenizer the model will read text through.
-
-    Raises:
-        UserError: another tokenizer, another family, settings that give the tensors another meaning, or tensors that do not fit.
+        init: which part of a model starts from what.
+        saved: option -> weights.
     """
-    if saved.tokenizer != tokenizer:
+
+    init: InitConfig
+    saved: Mapping[str, Saved]
+
+    @property
+    def vocabulary(self) -> Count | None:
+        """Rows of the token table that a model would take; None for weights that read no tokens."""
+        return self.saved[source_of(self.saved, self.init)[0]].model.vocabulary
+
+    def check(self, model: ModelConfig) -> None:
+        """Raise UserError where a model can't start from these weights, whatever its vocabulary will be."""
+        self.plan(dataclasses.replace(model, vocabulary=self.vocabulary), None)
+
+    def plan(self, model: ModelConfig, tokenizer: Tokenizer | None) -> Conversion:
+        """What will become of each tensor.
+
+        Args:
+            model: settings of the model; `vocabulary` is set.
+            tokenizer: what the model will read text through; None takes it to be the one that the weights were trained with.
+
+        Raises:
+            UserError: another tokenizer under `init.vocabulary` kept, families, layers or settings that do not fit together, or
+                tensors that do not fit.
+        """
+        sources = [Source(option=option, place=saved.path, model=saved.model) for option, saved in self.saved.items()]
+        plan = plan_conversion(sources, model, self.init, self._tokens(model, tokenizer))
+        if tokenizer is None and self.init.vocabulary == "joined":
+            unknown = Setting(
+                "init.vocabulary", "joined", "which rows are copied shows once the data's tokenizer is there"
+            )
+            plan = dataclasses.replace(plan, settings=[*plan.settings, unknown])
+        return plan
+
+    def fill(self, model: Transformer, tokenizer: Tokenizer | None) -> Conversion:
+        """Fill a built model with the weights; what happened to each. Arguments and errors as `plan`."""
+        conversion = self.plan(model.config, tokenizer)
+        conversion.apply(model, {option: saved.tensors for option, saved in self.saved.items()})
+        return conversion
+
+    def _tokens(self, model: ModelConfig, tokenizer: Tokenizer | None) -> dict[str, TokenRows]:
+        """Option -> rows of its vocabulary, of those whose rows the model takes and takes otherwise than as they are."""
+        table, head = source_of(self.saved, self.init)
+        scored = not model.tie_embeddings or (isinstance(model.head, HeadConfig) and model.head.bias)
+        found = {}
+        for option in dict.fromkeys([table, *([head] if head and scored else [])]):
+            saved = self.saved[option]
+            if saved.model.vocabulary is not None and model.vocabulary is not None:
+                found[option] = _token_rows(option, saved, model.vocabulary, tokenizer, self.init)
+        return {option: rows for option, rows in found.items() if rows is not None}
+
+
+def read_start(init: InitConfig) -> Start | None:
+    """What `init` names, read; None where it names nothing. UserError as `read_weights`."""
+    saved = {option: read_weights(path, option=option) for option, path in init.sources.items()}
+    return Start(init=init, saved=saved) if saved else None
+
+
+def _token_rows(
+    option: str, saved: Saved, entries: int, tokenizer: Tokenizer | None, init: InitConfig
+) -> TokenRows | None:
+    """Rows of the source's vocabulary for a model of so many entries; None takes them as they are."""
+    before = int(saved.model.vocabulary or 0)
+    if tokenizer is None or saved.tokenizer == tokenizer.fingerprint:
+        known = before if tokenizer is None else tokenizer.size
+        return None if before == entries else same_tokens(before=before, after=entries, known=known)
+    if init.vocabulary == "kept":
         raise UserError(
-            f"init.from: {saved.path} was trained with another tokenizer (fingerprint {saved.tokenizer[:12]}, the data's is "
-            f"{tokenizer[:12]}); set data.tokenizer: {{kind: pretrained, path: {tokenizer_place(saved.path)}}}"
+            f"{option}: {saved.path} was trained with another tokenizer (fingerprint {saved.tokenizer[:12]}, the data's is "
+            f"{tokenizer.fingerprint[:12]}); set data.tokenizer: {{kind: pretrained, path: {tokenizer_place(saved.path)}}}, or "
+            "init.vocabulary=joined to carry the rows of tokens that both have"
         )
-    conversion = plan_conversion(saved.model, model.config, place=saved.path)
-    conversion.apply(model, saved.tensors)
-    return conversion
+    return join_tokens(tokenizer_of(saved), tokenizer, before=before, after=entries)
 
 
 def tokenizer_place(path: Path) -> Path:
-    """Where the tokenizer of weights at `path` lies: in `model/` itself, or for a checkpoint in `<run>/tokenizer`."""
-    return path if path.is_dir() else path.parent.parent.parent / "tokenizer"
+    """Where the tokenizer of weights at `path` lies: in `model/` or the GGUF file itself, or for a checkpoint in `<run>/tokenizer`."""
+    return path if path.is_dir() or is_gguf(path) else path.parent.parent.parent / "tokenizer"
 
 
 def tokenizer_of(saved: Saved) -> Tokenizer:
     """The tokenizer beside the weights; UserError where it is gone."""
     place = tokenizer_place(saved.path)
-    if not place.is_dir():
+    if not place.exists():
         raise UserError(f"{saved.path}: its tokenizer is not at {place}; give the run directory as a whole")
     return Tokenizer.load(place)

@@ -59,7 +59,7 @@ def test_dump_reads_back_equal(small, tmp_path):
 def test_every_variant_of_every_union_reads_back_equal(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     variants = [(note.path, note.type) for note in describe(Experiment) if note.path.endswith(".kind") and note.kind]
-    assert len(variants) == 6 + 7 + 3 + 4  # positions, objectives, optimizers, schedules
+    assert len(variants) == 6 + 7 + 3 + 4 + 2 + 2  # positions, objectives, optimizers, schedules, inputs, heads
     for path, kind in variants:
         experiment = construct(Experiment, override({"name": "x"}, [f"{path}={kind}"]))
         (tmp_path / "x.yaml").write_text(dump(experiment))
@@ -83,6 +83,11 @@ def test_a_sound_experiment_passes(small, overrides):
             ["objective.kind=masked"],
             "objective.kind: 'masked' trains a model.family of 'encoder', not 'decoder'; use model.family=encoder, "
             "or objective.kind=causal or prefix or fill_in_the_middle",
+        ),
+        (
+            ["model.head={kind: classes, labels: 3}"],
+            "model.head.kind: 'classes' is built, imported and exported, but objective.kind='causal' trains a model.head.kind of "
+            "'vocabulary' only",
         ),
         (["run.batch_tokens=63"], "run.batch_tokens: 63 is less than one row of 64 tokens; use at least 64"),
         (

@@ -12,6 +12,13 @@ from triune.errors import UserError
 from triune.models.checks import check, layer_patterns
 from triune.models.factory import resolve
 
+IMAGES: dict[str, Any] = {
+    "family": "encoder",
+    "context": 197,
+    "input": {"kind": "patches"},
+    "head": {"kind": "classes"},
+}
+
 WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "heads": ({"width": 100, "heads": 8}, ["model.heads is 8", "model.width = 100", "use 5 or 10", "head_width"]),
     "groups": ({"heads": 8, "key_value_heads": 3}, ["model.key_value_heads is 3", "model.heads = 8", "use 2 or 4"]),
@@ -126,6 +133,70 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "std": ({"initialization": {"std": 0.0}}, ["initialization.std is 0"]),
     "types": ({"token_types": -1}, ["token_types is -1"]),
     "chunk": ({"loss_chunk": 0}, ["loss_chunk is 0"]),
+    "embedding width": ({"embedding_width": 0, "tie_embeddings": False}, ["model.embedding_width is 0", "at least 1"]),
+    "narrow vocabulary": (
+        {"embedding_width": 64},
+        ["model.embedding_width is 64", "model.width = 256", "head.transform=true", "tie_embeddings=false"],
+    ),
+    "narrow sinusoidal": (
+        {"embedding_width": 33, "tie_embeddings": False, "position": {"kind": "sinusoidal"}},
+        ["model.embedding_width is 33", "even"],
+    ),
+    "parallel post": ({"parallel": True, "norm": {"placement": "post"}}, ["model.parallel", "pre or sandwich"]),
+    "parallel cross": ({"parallel": True, "family": "encoder_decoder"}, ["model.parallel", "encoder or decoder"]),
+    "parallel reversible": ({"parallel": True, "reversible": True}, ["model.parallel", "model.reversible"]),
+    "masks": ({"token_dropout": {"mask": 3}}, ["model.token_dropout", "family is decoder", "null"]),
+    "mask": (
+        {"family": "encoder", "vocabulary": 33, "token_dropout": {"mask": 33}},
+        ["token_dropout.mask is 33", "below model.vocabulary = 33"],
+    ),
+    "mask without vocabulary": ({"family": "encoder", "token_dropout": {"mask": -1}}, ["mask is -1", "the vocabulary"]),
+    "no mask": ({"family": "encoder", "token_dropout": {"rate": 0.2}}, ["mask is null", "the vocabulary"]),
+    "mask rate": ({"family": "encoder", "token_dropout": {"mask": 3, "rate": 1.0}}, ["token_dropout.rate is 1"]),
+    "labels": ({"head": {"kind": "classes", "labels": -1}}, ["model.head.labels is -1", "at least 0"]),
+    "patch": (
+        {**IMAGES, "input": {"kind": "patches", "image": 24, "patch": 7}},
+        ["model.input.patch is 7", "image = 24", "use 6 or 8"],
+    ),
+    "channels": ({**IMAGES, "input": {**IMAGES["input"], "channels": 0}}, ["model.input.channels is 0"]),
+    "image positions": (
+        {**IMAGES, "context": 512},
+        ["model.context is 512", "197 positions", "the class token", "context=197"],
+    ),
+    "no class token": (
+        {**IMAGES, "context": 196, "input": {"kind": "patches", "class_token": False}},
+        ["head.pool is first", "class_token is false", "mean"],
+    ),
+    "image vocabulary": ({**IMAGES, "head": {"kind": "vocabulary"}}, ["head.kind is vocabulary", "head.kind=classes"]),
+    "image decoder": ({**IMAGES, "family": "decoder"}, ["model.family is decoder", "images", "must be encoder"]),
+    "image words": ({**IMAGES, "vocabulary": 100}, ["model.vocabulary is 100", "must be null"]),
+    "image types": ({**IMAGES, "token_types": 2}, ["model.token_types is 2", "must be 0"]),
+    "image scale": ({**IMAGES, "scale_embeddings": True}, ["model.scale_embeddings is True", "must be false"]),
+    "global decoder": ({"attention": {"global_projections": True}}, ["global_projections", "family is decoder"]),
+    "global inside": (
+        {
+            "family": "encoder",
+            "attention": {
+                "global_projections": True,
+                "pattern": "(window(8, 8) | global_tokens(first=1)) & window(99, 99)",
+            },
+        },
+        ["global_projections is true", "| global_tokens(...)"],
+    ),
+    "globals": (
+        {
+            "family": "encoder",
+            "attention": {"global_projections": True, "pattern": "global_tokens(first=1) | global_tokens(indices=[7])"},
+        },
+        ["global_projections is true", "no one"],
+    ),
+    "global routed": (
+        {
+            "family": "encoder",
+            "attention": {"global_projections": True, "pattern": "lsh(buckets=4, chunk=8, causal=False)"},
+        },
+        ["global_projections is true", "lsh("],
+    ),
 }
 
 
@@ -168,6 +239,25 @@ def test_every_mistake_is_told_at_once() -> None:
         {"width": 33, "heads": 3, "position": {"kind": "alibi"}},
         {"layers": 5, "attention": {"pattern": ["causal()", "window(3, 0)"]}},
         {"norm": {"placement": "sandwich", "skip_first": True}},
+        IMAGES,
+        {
+            **IMAGES,
+            "context": 196,
+            "input": {"kind": "patches", "class_token": False},
+            "head": {"kind": "classes", "pool": "mean"},
+        },
+        {"embedding_width": 64, "tie_embeddings": False},
+        {"embedding_width": 64, "head": {"transform": True}},
+        {"embedding_width": 64, "head": {"kind": "classes"}},
+        {"parallel": True, "norm": {"placement": "sandwich"}},
+        {"family": "encoder", "token_dropout": {"mask": 32}},
+        {
+            "family": "encoder",
+            "attention": {
+                "global_projections": True,
+                "pattern": ["window(8, 8) | global_tokens(indices=[0, 9]) | random_blocks(16, 1)", "window(8, 8)"],
+            },
+        },
     ],
     ids=str,
 )

@@ -128,6 +128,45 @@ def test_positions_and_token_types(kind: str, std: float) -> None:
     spread([built.input.token_types.weight], std)
 
 
+@pytest.mark.parametrize("kind", ["xavier", "normal", "t5"])
+def test_narrow_embeddings_images_and_classes(kind: str) -> None:
+    """xavier tables by their own width; what leads to the model's width is as any hidden matrix, classes as a vocabulary."""
+    narrow, pixels = 24, 2 * 8 * 8
+    hidden = {"xavier": glorot(M, narrow), "normal": 0.05, "t5": narrow**-0.5}[kind]
+    table = {"xavier": narrow**-0.5, "normal": 0.05, "t5": 1.0}[kind]
+    built = model(kind, embedding_width=narrow, position={"kind": "learned"})
+    spread([built.input.projection.weight], hidden)
+    spread([built.embedding.weight], table)
+    spread([built.input.positions.weight], table)
+    assert (built.input.projection.bias == 0).all()
+
+    output = {"xavier": M**-0.5, "normal": 0.05, "t5": M**-0.5}[kind]
+    token = {"xavier": M**-0.5, "normal": 0.05, "t5": 1.0}[kind]
+    projection = {"xavier": glorot(M, pixels), "normal": 0.05, "t5": pixels**-0.5}[kind]
+    built = model(
+        kind, "encoder", vocabulary=None, context=10, head={"kind": "classes", "labels": 90, "transform": True},
+        input={"kind": "patches", "image": 24, "patch": 8, "channels": 2},
+    )  # fmt: skip
+    spread([built.embedding.projection.weight], projection)
+    spread([built.embedding.class_token], token)
+    spread([built.head.weight], output)
+    spread([built.head.dense.weight], {"xavier": glorot(M, M), "normal": 0.05, "t5": M**-0.5}[kind])
+    assert not built.head.bias.any()
+    assert not built.head.dense.bias.any()
+    assert not built.embedding.projection.bias.any()
+
+
+def test_projections_of_global_tokens_start_as_the_others() -> None:
+    built = model(
+        "t5", "encoder", attention={"pattern": "window(2, 2) | global_tokens(first=1)", "global_projections": True}
+    )
+    found = [block.attention.global_query_key_value.weight.split([H * D, K * D, K * D]) for block in built.stack.blocks]
+    spread([matrices[0] for matrices in found], M**-0.5)
+    spread([matrix for matrices in found for matrix in matrices[1:]], M**-0.5)
+    built = model("t5", "encoder", attention={"scale": 1.0, "global_projections": True})
+    spread([block.attention.global_query_key_value.weight[: H * D] for block in built.stack.blocks], (M * D) ** -0.5)
+
+
 @pytest.mark.parametrize(("kind", "std"), [("xavier", M**-0.5), ("normal", 0.05), ("t5", M**-0.5)])
 def test_relative_biases(kind: str, std: float) -> None:
     spread([model(kind, position={"kind": "t5"}).stack.relative.weight], std)
@@ -156,9 +195,12 @@ def test_no_parameter_is_left_as_it_was() -> None:
     """Every parameter starts as a number that `initialize` wrote: rows of NaN before it are gone after it."""
     from triune.models.initialization import initialize
 
-    for family in ("encoder", "decoder", "encoder_decoder"):
+    images: dict[str, Any] = {"input": {"kind": "patches", "image": 8, "patch": 4}, "context": 5, "vocabulary": None}
+    images |= {"head": {"kind": "classes", "transform": True}, "attention": {"global_projections": True}}
+    tokens: dict[str, Any] = {"token_types": 2, "tie_embeddings": False, "embedding_width": 24}
+    for family, more in (("encoder", tokens), ("decoder", tokens), ("encoder_decoder", tokens), ("encoder", images)):
         for position in ("learned", "t5", "rotary"):
-            built = model("normal", family, position={"kind": position}, token_types=2, tie_embeddings=False)
+            built = model("normal", family, position={"kind": position}, **more)
             with torch.no_grad():
                 for parameter in built.parameters():
                     parameter.fill_(float("nan"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,11 +36,20 @@ PUBLISHED = {
     "t5-base": 222_903_552,
     "t5-1.1-small": 76_961_152,
     "t5-1.1-base": 247_577_856,
+    "t5-1.1-large": 783_150_080,
     "bart-base": 139_420_416,
     "longformer-base": 127_449_945,
     "bigbird-base": 127_520_694,
     "mistral-7b": 7_241_732_096,
     "alternating-135m": 134_515_008,
+    "electra-base": 109_483_009,
+    "distilbert-base": 66_985_530,
+    "esm2-8m": 7_512_353,
+    "vit-base": 86_567_656,
+    "pythia-160m": 162_322_944,
+    "qwen3-0.6b": 596_049_920,
+    "marian-base": 73_944_309,
+    "pegasus-large": 568_796_007,
     # of their papers' shape; their position tables differ, as the presets say
     "sparse-transformer": 100_995_072,
     "reformer-enwik8": 148_272_128,
@@ -93,6 +103,36 @@ def _bart() -> transformers.PreTrainedModel:
     return transformers.BartForConditionalGeneration(transformers.BartConfig(vocab_size=50265, **shape, **heads))
 
 
+def _electra() -> transformers.PreTrainedModel:
+    shape = {"embedding_size": 768, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+    return transformers.ElectraForPreTraining(transformers.ElectraConfig(**shape))
+
+
+def _esm() -> transformers.PreTrainedModel:
+    shape = {"hidden_size": 320, "num_hidden_layers": 6, "num_attention_heads": 20, "intermediate_size": 1280}
+    tokens = {"vocab_size": 33, "mask_token_id": 32, "pad_token_id": 1, "token_dropout": True}
+    return transformers.EsmForMaskedLM(
+        transformers.EsmConfig(**shape, **tokens, max_position_embeddings=1026, position_embedding_type="rotary")
+    )
+
+
+def _pythia() -> transformers.PreTrainedModel:
+    shape = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+    return transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(vocab_size=50304, **shape))
+
+
+def _qwen3() -> transformers.PreTrainedModel:
+    shape = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "tie_word_embeddings": True}
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**shape, **heads))
+
+
+def _seq2seq(model: Any, config: Any, layers: int, heads: int, inner: int, **more: int) -> torch.nn.Module:
+    sides = {"attention_heads": heads, "layers": layers, "ffn_dim": inner}
+    shape = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in sides.items()}
+    return model(config(**shape, **more))
+
+
 TWINS = {
     "bert-tiny": lambda: _bert(128, 2, 2),
     "bert-base": lambda: transformers.BertForMaskedLM(transformers.BertConfig()),
@@ -112,7 +152,27 @@ TWINS = {
     "t5-base": lambda: _t5(768, 3072, 12, 12, gated=False),
     "t5-1.1-small": lambda: _t5(512, 1024, 8, 6, gated=True),
     "t5-1.1-base": lambda: _t5(768, 2048, 12, 12, gated=True),
+    "t5-1.1-large": lambda: _t5(1024, 2816, 24, 16, gated=True),
     "bart-base": _bart,
+    "electra-base": _electra,
+    "distilbert-base": lambda: transformers.DistilBertForMaskedLM(transformers.DistilBertConfig()),
+    "esm2-8m": _esm,
+    "vit-base": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(num_labels=1000)),
+    "pythia-160m": _pythia,
+    "qwen3-0.6b": _qwen3,
+    "marian-base": lambda: _seq2seq(
+        transformers.MarianMTModel,
+        transformers.MarianConfig,
+        6,
+        8,
+        2048,
+        vocab_size=58101,
+        d_model=512,
+        max_position_embeddings=512,
+    ),
+    "pegasus-large": lambda: _seq2seq(
+        transformers.PegasusForConditionalGeneration, transformers.PegasusConfig, 16, 16, 4096, vocab_size=96103
+    ),
     "longformer-base": lambda: transformers.LongformerForMaskedLM(
         transformers.LongformerConfig(vocab_size=50265, max_position_embeddings=4098, type_vocab_size=1)
     ),
@@ -123,10 +183,15 @@ TWINS = {
 
 #: what the released weights have beyond the twin, or the twin beyond ours. transformers 5 shares T5 1.1's vocabulary with its
 #: token table and only leaves the scale out; its Longformer has query, key and value projections of their own for global tokens;
-#: its BigBird has a pooler.
+#: its BigBird has a pooler and its ESM a contact head. Its Marian and Pegasus keep two tables of sines, which ours computes, and
+#: the vocabulary's bias as a buffer.
 BEYOND = {
     "t5-1.1-small": 32_128 * 512,
     "t5-1.1-base": 32_128 * 768,
+    "t5-1.1-large": 32_128 * 1024,
+    "esm2-8m": -(6 * 20 + 1),
+    "marian-base": 58_101 - 2 * 512 * 512,
+    "pegasus-large": 96_103 - 2 * 1024 * 1024,
     "longformer-base": -12 * 3 * (768 * 768 + 768),
     "bigbird-base": -(768 * 768 + 768),
 }
@@ -154,6 +219,11 @@ def test_parameters_are_those_of_the_twin_in_transformers(name: str) -> None:
     with torch.device("meta"):
         twin = TWINS[name]()
     assert count(twin) + BEYOND.get(name, 0) == PUBLISHED[name]
+
+
+def test_longformers_global_projections_are_the_rest_of_the_release() -> None:
+    config = resolve(PRESETS / "longformer-base.yaml", **{"attention.global_projections": True})
+    assert cost.parameters(config).total == PUBLISHED["longformer-base"] - BEYOND["longformer-base"] == 148_711_257
 
 
 @pytest.mark.parametrize(

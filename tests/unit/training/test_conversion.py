@@ -9,9 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triune.errors import UserError
+from triune.exchange.model_directory import Saved
 from triune.models.factory import build, resolve
-from triune.training.conversion import PositionRows, plan_conversion
-from triune.training.weights import Saved, start_from
+from triune.training.config import InitConfig
+from triune.training.conversion_plan import plan_conversion
+from triune.training.conversion_rows import PositionRows
+from triune.training.towers import Source
+from triune.training.weights import Start
 
 PLACE = Path("runs/pretrain/dense")
 BASE = {"vocabulary": 64, "context": 16, "width": 16, "layers": 2, "heads": 2, "attention": {"backend": "reference"}}
@@ -36,7 +40,7 @@ def tree(**changes):
 
 
 def planned(source, model):
-    return plan_conversion(resolve(source), resolve(model), place=PLACE)
+    return plan_conversion([Source(option="init.from", place=PLACE, model=resolve(source))], resolve(model))
 
 
 def trained(source):
@@ -60,7 +64,7 @@ def converted(source_model, model):
     )
     torch.manual_seed(4)
     fresh = build(model)
-    done = start_from(fresh, saved, tokenizer="same")
+    done = Start(init=InitConfig(from_="dense"), saved={"init.from": saved}).fill(fresh, None)
     return fresh.eval(), done
 
 
@@ -146,6 +150,7 @@ weights from runs/pretrain/dense
   stack.blocks.*.feed_forward.down.weight (3)                  16 x 64             copied
   stack.blocks.*.feed_forward_residual.norm_before.weight (3)  16                  copied
   stack.norm.weight                                            16                  copied
+  21 tensors: 20 copied, 1 grown
 
   pattern of stack, layers 0, 2  full() -> window(4, 4)  other pairs of tokens
   pattern of stack, layer 1      full()                  as it was
@@ -236,18 +241,21 @@ def test_a_reversible_stack_is_said_to_be_another_function():
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [
-        ({}, {"family": "encoder"}, ["family decoder", "model.family is encoder"]),
+        ({}, {"family": "encoder_decoder"}, ["family decoder and has one stack", "model.family is encoder_decoder", "init.encoder="]),
         ({}, {"heads": 4}, ["model.heads: 4 here, 2 in runs/pretrain/dense", "set model.heads=2"]),
         ({}, {"position": {"kind": "learned"}}, ["model.position.kind: learned here, rotary in", "set model.position.kind=rotary"]),
         ({"position": {"kind": "learned", "offset": 2}}, {"position": {"kind": "learned"}}, ["model.position.offset: 0 here, 2 in"]),
         ({}, {"position": {"kind": "rotary", "fraction": 0.5}}, ["model.position.fraction: 0.5 here, 1.0 in"]),
         ({}, {"tie_embeddings": False}, ["model.tie_embeddings: False here, True in"]),
         ({"tie_embeddings": False}, {}, ["model.tie_embeddings: True here, False in"]),
-        ({}, {"width": 32, "head_width": 8}, ["do not fit", "embedding.weight: 64 x 16 there, 64 x 32 here", "more"]),
+        ({}, {"width": 32, "head_width": 8}, ["model.width: 32 here, 16 in", "every tensor is of that width", "set model.width=16"]),
         ({"position": {"kind": "learned"}}, {"position": {"kind": "learned"}, "context": 32, "width": 32},
-         ["input.positions.weight: 16 x 16 there, 32 x 32 here"]),
-        ({}, {"layers": 3}, ["stack.blocks.2.attention.query_key_value.weight: none there, 48 x 16 here"]),
-        ({}, {"layers": 1}, ["stack.blocks.1.attention.query_key_value.weight: 48 x 16 there, none here"]),
+         ["model.width: 32 here", "model.head_width: 16 here, 8 in"]),
+        ({}, {"feed_forward": {"width": 32}}, ["do not fit", "stack.blocks.0.feed_forward.up.weight: 64 x 16 there, 32 x 16 here"]),
+        ({}, {"norm": {"final": False}}, ["do not fit", "stack.norm.weight: 16 there, none here"]),
+        ({}, {"token_types": 2}, ["do not fit", "input.token_types.weight: none there, 2 x 16 here"]),
+        ({}, {"layers": 3}, ["model.layers: 3 here, 2 in", "init.layers=spread, first, last or a list of 3"]),
+        ({}, {"layers": 1}, ["model.layers: 1 here, 2 in", "or model.layers=2"]),
         ({}, {"context": 64, "position": {"kind": "rotary", "scaling": "yarn", "factor": 2}},
          ["model.position.factor: 2 with model.context=64", "trained at 32 positions", "trained at 16",
           "set model.position.factor=4, or model.position.original_context=16"]),
@@ -284,7 +292,7 @@ def test_a_patterns_own_tensors_are_new_and_its_branches_start_from_the_trained_
     assert lines[at + 1].strip() == "keys and values copied to each of the pattern's 3 branches"
     gate = next(line for line in lines if "native_sparse.gate.weight" in line)
     assert gate.split()[0] == "stack.blocks.*.attention.native_sparse.gate.weight"
-    assert "new, a part of the pattern" in gate
+    assert "fresh: a part of the pattern" in gate
 
 
 def test_the_sliding_branch_alone_is_the_dense_layer():
@@ -303,8 +311,8 @@ def test_the_sliding_branch_alone_is_the_dense_layer():
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [({"pattern": NSA}, {}), ({}, {"pattern": NSA, "key_value_heads": 1})],
-    ids=["three branches to one layer", "fewer key heads"],
+    [({"pattern": NSA}, {}), ({"pattern": NSA}, {"pattern": "lsh(buckets=4, chunk=8, causal=True)"})],
+    ids=["three branches to one layer", "three branches to shared keys"],
 )
 def test_branches_start_only_from_a_dense_layer_of_the_same_heads(before, after):
     with pytest.raises(UserError, match="do not fit") as error:
@@ -334,7 +342,7 @@ def test_damaged_weights_are_refused_before_anything_is_written():
     del tensors["stack.norm.weight"]
     tensors["stack.norm.bias"] = torch.zeros(1)
     with pytest.raises(UserError, match=r"stack\.norm\.weight: missing, not \(16,\)\n  stack\.norm\.bias: \(1,\), not"):
-        plan.apply(model, tensors)
+        plan.apply(model, {"init.from": tensors})
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from triune.attention.bias import ScoreBias
 from triune.attention.dispatch import attend
 from triune.attention.layout import SequenceLayout
-from triune.attention.patterns import Pattern
+from triune.attention.patterns import Pattern, window
 from triune.attention.routed.call import Branches
 from triune.attention.routed.patterns import Lsh, Nsa, Routed
+from triune.models.checks import global_part
 from triune.models.config import ModelConfig
 from triune.models.layers.cache import LayerCache
 from triune.models.layers.linear import Linear
@@ -44,6 +45,8 @@ class MultiHeadAttention(nn.Module):
     Groups of H/K query heads share a key/value head (Ainslie et al. 2023). Queries, keys and values are one projection
     in self-attention (weight [(H + 2K) D, M], in this order), queries and key-values two in cross-attention. With `lsh` one
     vector is query and key ([(H + K) D, M] with K = H), with `nsa` each of three branches has its keys and values ([(H + 6K) D, M]).
+    With `global_projections` the queries of global tokens, and the keys and values that these see, are a projection of their own,
+    of the same shape; other queries see the ordinary keys and values of global tokens (Longformer: Beltagy et al. 2020, 3.1).
 
     Args:
         config: widths, heads, biases, scale, dropout, query/key norm and backend.
@@ -72,6 +75,9 @@ class MultiHeadAttention(nn.Module):
         else:
             sets = 1 if self.shared else 2 * self.branches
             self.query_key_value = Linear(config.width, query + sets * key, bias=bias)
+        own = config.attention.global_projections and not cross
+        self.global_query_key_value = Linear(config.width, query + 2 * key, bias=bias) if own else None
+        self.global_tokens = global_part(pattern) if own else None
         norms = config.attention.qk_norm
         self.query_norm = build_norm(config.norm, self.head_width) if norms else None
         self.key_norm = build_norm(config.norm, self.head_width) if norms and not self.shared else None
@@ -89,15 +95,32 @@ class MultiHeadAttention(nn.Module):
             memory: [B, S, M] what keys and values are made of in cross-attention; may be None once the cache has them.
             cache: keys and values of earlier calls; self-attention appends to them.
         """
-        query, key, value = self._cross(hidden, memory, cache) if self.cross else self._self(hidden, around, cache)
+        if self.cross:
+            query, key, value = self._cross(hidden, memory, cache)
+        else:
+            query, key, value = self._self(self.query_key_value(hidden), around, cache)
         branches: Branches | None = None
         if self.native_sparse is not None:
             key, value, branches = self.native_sparse(hidden, key, value)
-        attended = attend(
+        attended = self._attend(query, key, value, around.pattern or self.pattern, around, branches)  # [B, H, T, D]
+        if self.global_query_key_value is not None:
+            attended = self._ask_globally(self.global_query_key_value(hidden), attended, around)
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        pattern: Pattern | Routed,
+        around: Surroundings,
+        branches: Branches | None = None,
+    ) -> Tensor:
+        return attend(
             query,
             key,
             value,
-            pattern=around.pattern or self.pattern,
+            pattern=pattern,
             query_layout=around.query_layout,
             key_layout=around.key_layout,
             bias=around.bias,
@@ -106,12 +129,29 @@ class MultiHeadAttention(nn.Module):
             training=self.training,
             backend=self.backend,
             branches=branches,
-        )  # [B, H, T, D]
-        return self.output(attended.transpose(1, 2).flatten(2))
+        )
 
-    def _self(self, hidden: Tensor, around: Surroundings, cache: LayerCache | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, H, T, D], keys and values [B, K, S, D] (with `nsa` 3K) of the tokens themselves."""
-        heads = self._split(self.query_key_value(hidden))  # [B, T, H + 2K, D]
+    def _ask_globally(self, projected: Tensor, attended: Tensor, around: Surroundings) -> Tensor:
+        """[B, H, T, D] -> the same, but for global tokens, whose rows are what `projected` [B, T, (H + 2K) D] finds.
+
+        The second call's pattern lets a global token see its whole document; what other tokens find in it is left. With landmarks
+        alone it must be any pattern that is not causal, under which a landmark sees all.
+        """
+        layout, tokens = around.query_layout, self.global_tokens
+        assert layout is not None
+        if tokens is None and layout.landmarks is None:
+            return attended
+        chosen = torch.zeros_like(layout.positions, dtype=torch.bool)  # [B, T]
+        if tokens is not None:
+            chosen = tokens.allows(layout.positions, -1)  # no key stands at -1: which queries are global
+        if layout.landmarks is not None:
+            chosen = chosen | layout.landmarks
+        found = self._attend(*self._self(projected, around, None), tokens or window(0, 1), around)
+        return torch.where(chosen[:, None, :, None], found, attended)
+
+    def _self(self, projected: Tensor, around: Surroundings, cache: LayerCache | None) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, T, (H + 2K) D] -> queries [B, H, T, D], keys and values [B, K, S, D] (with `nsa` 3K) of the tokens themselves."""
+        heads = self._split(projected)  # [B, T, H + 2K, D]
         values = self.branches * self.key_value_heads
         keys = 0 if self.shared else values
         query_key, value = heads.split([self.heads + keys, values], dim=2)

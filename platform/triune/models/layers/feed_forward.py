@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from triune.models.config import FeedForwardConfig
+from triune.models.layers.activation import ACTIVATIONS
 from triune.models.layers.linear import Linear
 
-
-def _relu_squared(x: Tensor) -> Tensor:
-    return F.relu(x).square()
-
-
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
-
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": _gelu_tanh,
-    "relu_squared": _relu_squared,
-    "swiglu": F.silu,
-    "geglu": F.gelu,
-    "geglu_tanh": _gelu_tanh,
-}
+#: what the gate of a gated kind passes through
+_GATES = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}
 
 
 class FeedForward(nn.Module):
@@ -49,7 +32,7 @@ class FeedForward(nn.Module):
         inner = config.inner_width(width)
         self.gated = config.gated
         self.chunk = config.chunk
-        self.activation = _ACTIVATIONS[config.kind]
+        self.activation = ACTIVATIONS[_GATES.get(config.kind, config.kind)]
         self.up = Linear(width, 2 * inner if self.gated else inner, bias=bias)
         self.dropout = nn.Dropout(config.dropout)
         self.down = Linear(inner, width, bias=bias)

@@ -19,14 +19,18 @@ from triune.attention.layout import SequenceLayout
 from triune.models.config import RotaryPosition, T5Position
 
 
-def sinusoidal(positions: Tensor, width: int, base: float = 10000.0) -> Tensor:
+def sinusoidal(positions: Tensor, width: int, base: float = 10000.0, layout: str = "interleaved") -> Tensor:
     """PE(pos, 2i) = sin(pos / base^(2i/M)), PE(pos, 2i+1) = cos(the same) (Vaswani et al. 2017, 3.5).
+
+    With the layout "halves" the same columns stand in another order: all sines, then all cosines. Angles are fp64: of fp32 ones
+    the sines would be off by 6e-8 x position, which tables of released models (Marian, Pegasus) are not.
 
     [...] integer -> [..., width] fp32; `width` is even.
     """
-    exponent = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width  # [M/2]
+    exponent = torch.arange(0, width, 2, dtype=torch.float64, device=positions.device) / width  # [M/2]
     angle = positions.unsqueeze(-1) * base**-exponent  # [..., M/2]
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)
+    waves = torch.stack([angle.sin(), angle.cos()], dim=-1 if layout == "interleaved" else -2)
+    return waves.flatten(-2).float()
 
 
 class Rotation(NamedTuple):
@@ -66,7 +70,9 @@ class Rotary:
         if scaling == "ntk":  # the base grows so that the longest wavelength grows by `factor`, the shortest stays
             base = base * factor ** (self.width / (self.width - 2))
         exponent = torch.arange(0, self.width, 2, dtype=torch.float32, device=device) / self.width
-        frequency = base**-exponent
+        frequency = (
+            1.0 / base**exponent
+        )  # as releases have it: base**-exponent is another last bit, 2e-4 radians at 2,048
         if scaling == "linear":  # Chen et al. 2023: positions are interpolated
             return frequency / factor
         if scaling == "yarn":

@@ -1,0 +1,21 @@
+"""Tiny GPT-2s."""
+
+from triune.exchange.proof import Case
+
+SHAPE = {
+    "vocab_size": 71,
+    "n_embd": 30,
+    "n_layer": 2,
+    "n_head": 5,
+    "n_positions": 41,
+    "bos_token_id": 3,
+    "eos_token_id": 3,
+}
+CASES = [
+    Case(name="5 heads of 6, tied", model="GPT2LMHeadModel", settings=SHAPE),
+    Case(
+        name="untied, inner width 50, exact GELU, 3 layers",
+        model="GPT2LMHeadModel",
+        settings=SHAPE | {"tie_word_embeddings": False, "n_inner": 50, "activation_function": "gelu", "n_layer": 3},
+    ),
+]

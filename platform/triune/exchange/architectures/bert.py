@@ -1,0 +1,124 @@
+"""BERT (Devlin et al. 2019): an encoder with post-norm, learned positions and token types; with its masked-LM head, or bare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from triune.exchange.architecture import Architecture, Classes, Settings
+from triune.exchange.architectures._activations import read_activation, write_activation
+from triune.exchange.mapping import Echo, Fixed, Ignored, TensorMapping, each_layer, module, tensor
+from triune.models.config import FeedForwardConfig, HeadConfig, LearnedPosition, ModelConfig, NormConfig
+from triune.units import Count
+
+
+def read_config(settings: Settings) -> ModelConfig:
+    """Settings of `BertConfig`; a file without the masked-LM head becomes an encoder without it."""
+    settings.only("is_decoder", False)
+    settings.only("add_cross_attention", False)
+    settings.only("position_embedding_type", "absolute")
+    bare = "BertModel" in (settings.values.get("architectures") or ())
+    activation = read_activation(settings, "hidden_act", "gelu")
+    return ModelConfig(
+        family="encoder",
+        vocabulary=Count(settings.whole("vocab_size", 30522)),
+        context=Count(settings.whole("max_position_embeddings", 512)),
+        width=settings.whole("hidden_size", 768),
+        layers=settings.whole("num_hidden_layers", 12),
+        heads=settings.whole("num_attention_heads", 12),
+        token_types=settings.whole("type_vocab_size", 2),
+        position=LearnedPosition(),
+        norm=NormConfig(placement="post", epsilon=settings.number("layer_norm_eps", 1e-12), embedding=True),
+        feed_forward=FeedForwardConfig(kind=activation, width=settings.whole("intermediate_size", 3072)),
+        head=HeadConfig() if bare else HeadConfig(transform=True, activation=activation, bias=True),
+        tie_embeddings=settings.flag("tie_word_embeddings", True),
+        dropout=settings.number("hidden_dropout_prob", 0.1),
+    )
+
+
+def write_config(config: ModelConfig) -> dict[str, Any]:
+    """Settings for `BertConfig`."""
+    return {
+        "vocab_size": config.vocabulary,
+        "max_position_embeddings": config.context,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.feed_forward.inner_width(config.width),
+        "hidden_act": write_activation(config.feed_forward, "gelu"),
+        "type_vocab_size": max(1, config.token_types),
+        "layer_norm_eps": config.norm.epsilon,
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.attention.dropout,
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+
+
+def mapping(config: ModelConfig) -> TensorMapping:
+    """Tensors of `BertForMaskedLM`, or of `BertModel` under the same names."""
+    layer, block, width = "bert.encoder.layer.{layer}", "stack.blocks.{layer}", config.width
+    self_attention = {f"{layer}.attention.self.{name}": width for name in ("query", "key", "value")}
+    blocks = [
+        *module(f"{block}.attention.query_key_value", self_attention),
+        *module(f"{block}.attention.output", f"{layer}.attention.output.dense"),
+        *module(f"{block}.attention_residual.norm_sum", f"{layer}.attention.output.LayerNorm"),
+        *module(f"{block}.feed_forward.up", f"{layer}.intermediate.dense"),
+        *module(f"{block}.feed_forward.down", f"{layer}.output.dense"),
+        *module(f"{block}.feed_forward_residual.norm_sum", f"{layer}.output.LayerNorm"),
+    ]
+    table = "bert.embeddings.word_embeddings.weight"
+    output = "cls.predictions.decoder.weight"
+    return TensorMapping(
+        entries=(
+            tensor("embedding.weight", table, *[output] * (config.tie_embeddings and config.head.transform)),
+            *module("input.positions", "bert.embeddings.position_embeddings", bias=False),
+            *module("input.token_types", "bert.embeddings.token_type_embeddings", bias=False),
+            *module("input.norm", "bert.embeddings.LayerNorm"),
+            *each_layer(config.layers, blocks),
+            *_head(config, output),
+        ),
+        fixed=(Fixed("bert.embeddings.position_ids", lambda: torch.arange(int(config.context)).unsqueeze(0)),),
+        echoes=() if config.tie_embeddings or not config.head.transform else (_UNREAD,),
+        ignored=(
+            Ignored(
+                r"bert\.pooler\..*",
+                "reads the first token for next-sentence prediction and classification, not for masked tokens",
+            ),
+            Ignored(r"cls\.seq_relationship\..*", "next-sentence prediction"),
+        ),
+    )
+
+
+_UNREAD = Echo(
+    "cls.predictions.bias", "cls.predictions.decoder.bias", "an untied vocabulary adds the bias of its own layer"
+)
+
+
+def _head(config: ModelConfig, output: str) -> Any:
+    if not config.head.transform:
+        return
+    yield from module("head.dense", "cls.predictions.transform.dense")
+    yield from module("head.norm", "cls.predictions.transform.LayerNorm")
+    if config.tie_embeddings:
+        yield tensor("head.bias", "cls.predictions.bias", "cls.predictions.decoder.bias")
+    else:
+        yield from module("head", "cls.predictions.decoder")
+
+
+def classes(config: ModelConfig) -> Classes:
+    """`BertForMaskedLM`, or `BertModel` without a head."""
+    if config.head.transform:
+        return Classes(auto="AutoModelForMaskedLM", concrete="BertForMaskedLM")
+    return Classes(auto="AutoModel", concrete="BertModel", bare=True)
+
+
+ARCHITECTURE = Architecture(
+    model_type="bert",
+    family="encoder",
+    read_config=read_config,
+    write_config=write_config,
+    mapping=mapping,
+    classes=classes,
+    prefix="bert.",
+)

@@ -1,0 +1,43 @@
+"""Mistral (Jiang et al. 2023): Llama with a sliding window in every layer, or, from version 0.2 on, without one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from triune.attention.config import AttentionConfig
+from triune.exchange.architecture import Architecture, Classes, Settings
+from triune.exchange.architectures._windows import FULL, SLIDING, pattern_of, read_window, windows
+from triune.exchange.architectures.llama import mapping, read_shared, write_shared
+from triune.models.config import ModelConfig
+
+
+def read_config(settings: Settings) -> ModelConfig:
+    """Settings of `MistralConfig`, whose class has no biases, and one window for all layers whatever `layer_types` says."""
+    config = read_shared(settings, num_key_value_heads=8, intermediate_size=14336, max_position_embeddings=131072)
+    keys = read_window(settings)
+    if settings.has("layer_types"):
+        settings.only("layer_types", [FULL if keys is None else SLIDING] * config.layers)
+    attention = AttentionConfig(pattern=pattern_of([keys]), dropout=settings.number("attention_dropout", 0.0))
+    return dataclasses.replace(config, attention=attention)
+
+
+def write_config(config: ModelConfig) -> dict[str, Any]:
+    """Settings for `MistralConfig`; of several windows the first layer's."""
+    return write_shared(config) | {"sliding_window": windows(config)[0]}
+
+
+def classes(config: ModelConfig) -> Classes:
+    """`MistralForCausalLM`."""
+    return Classes(auto="AutoModelForCausalLM", concrete="MistralForCausalLM")
+
+
+ARCHITECTURE = Architecture(
+    model_type="mistral",
+    family="decoder",
+    read_config=read_config,
+    write_config=write_config,
+    mapping=mapping,
+    classes=classes,
+    prefix="model.",
+)
