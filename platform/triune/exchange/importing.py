@@ -81,6 +81,10 @@ def read_foreign(directory: Path) -> Foreign:
 
 def foreign_config(directory: Path) -> dict[str, Any]:
     """Their `config.json`; UserError where there is none, or it is one of ours."""
+    if not directory.exists():
+        raise UserError(
+            f"{directory}: does not exist; give a directory of a model in Hugging Face's layout, or a GGUF file"
+        )
     if not (directory / CONFIG).is_file():
         raise UserError(f"{directory}: has no {CONFIG}; give a directory of a model in Hugging Face's layout")
     values = read_json(directory / CONFIG)

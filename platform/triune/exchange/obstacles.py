@@ -70,10 +70,12 @@ def obstacles(config: ModelConfig, target: Architecture, ids: TokenIds | None = 
     except UserError as error:
         return [Obstacle("", None, str(error))]
     ours, theirs = meaning(config), meaning(back)
+    different = [path for path in dict.fromkeys([*ours, *theirs]) if ours.get(path) != theirs.get(path)]
     return [
         Obstacle(path, ours.get(path), theirs.get(path))
-        for path in dict.fromkeys([*ours, *theirs])
-        if ours.get(path) != theirs.get(path)
+        for path in different
+        # of another kind's own settings the kind says enough
+        if (path in ours and path in theirs) or f"{path.rpartition('.')[0]}.kind" not in different
     ]
 
 

@@ -91,6 +91,12 @@ def test_truncated(directory, refused, share):
     refused(directory, "model.safetensors", "truncated")
 
 
+def test_nothing_is_there(directory, refused):
+    refused(directory / "elsewhere", "elsewhere: does not exist")
+    (directory / "config.json").unlink()
+    refused(directory, "has no config.json")
+
+
 def test_truncated_names_the_tensor(directory, refused):
     content = weights(directory).read_bytes()
     weights(directory).write_bytes(content[:-4])

@@ -113,6 +113,12 @@ def test_each_obstacle_has_its_value_and_what_would_export(model_type, changes, 
     assert against(model_type, MODELS[model_type], **changes) == expected
 
 
+def test_of_another_kind_only_the_kind_is_said():
+    """Its own settings (an offset here, a base there) would export nothing."""
+    bare = {key: value for key, value in LLAMA.items() if key != "position"}
+    assert against("llama", bare, position={"kind": "learned", "offset": 2}) == {"position.kind": ("learned", "rotary")}
+
+
 def test_what_only_their_class_refuses_is_said_in_its_words():
     found = obstacles(resolve(LLAMA, width=36, heads=5, head_width=8, key_value_heads=1), architecture("llama"))
     assert "num_attention_heads is 5, but it must divide hidden_size = 36" in str(found[0])
