@@ -204,7 +204,7 @@ def _advice(source: ModelConfig, model: ModelConfig) -> Iterator[str]:
     if model.context > source.context:
         ratio = model.context / _trained(source)
         yield f"positions {source.context} to {model.context - 1} were never trained (plain extrapolation)"
-        yield f"model.position.scaling=linear, ntk or yarn with model.position.factor={ratio:g} would rescale them"
+        yield f"model.position.scaling=linear or yarn with model.position.factor={ratio:g} would rescale them (ntk wants a larger factor)"
 
 
 def _scaled(config: ModelConfig) -> str:

@@ -185,7 +185,7 @@ def test_two_spellings_of_one_model_differ_in_nothing():
     [
         ({}, {"context": 64}, "rotary, scaling none",
          "positions 16 to 63 were never trained (plain extrapolation); "
-         "model.position.scaling=linear, ntk or yarn with model.position.factor=4 would rescale them"),
+         "model.position.scaling=linear or yarn with model.position.factor=4 would rescale them (ntk wants a larger factor)"),
         ({}, {"context": 8}, "rotary, scaling none", "as it was"),
         ({}, {"context": 64, "position": {"scaling": "linear", "factor": 4}}, "rotary, scaling none -> linear x 4 of 16",
          "positions divided by the factor (Chen et al. 2023)"),

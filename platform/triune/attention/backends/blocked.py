@@ -105,14 +105,9 @@ def _relative(call: AttentionCall, plan: Plan, dtype: torch.dtype) -> tuple[Tens
     if call.bias is None or not plan.rows:
         return None, 0
     assert not isinstance(call.bias, Tensor)
-    ends = [
-        (side.positions.min(initial=0), side.positions.max(initial=0))
-        for row in plan.rows
-        for side in (row.queries, row.columns)
-    ]
-    before = after = int(max(high for _, high in ends) - min(low for low, _ in ends))
-    distance = torch.arange(-before, after + 1, device=call.query.device)
-    return call.bias.by_distance(distance).to(dtype), before
+    far = int(max(side.positions.max(initial=0) for row in plan.rows for side in (row.queries, row.columns)))
+    distance = torch.arange(-far, far + 1, device=call.query.device)
+    return call.bias.by_distance(distance).to(dtype), far
 
 
 # ---- the two ways to the kernel --------------------------------------------------------------------------------------
