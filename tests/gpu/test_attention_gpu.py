@@ -12,7 +12,7 @@ from triune.attention import SequenceLayout, parse
 from triune.attention.backends import flex, reference
 from triune.attention.bias import AlibiBias, T5Bias
 from triune.attention.call import AttentionCall
-from triune.attention.dispatch import BACKENDS, choose
+from triune.attention.choice import BACKENDS, choose
 
 pytestmark = [
     pytest.mark.gpu,

@@ -6,7 +6,8 @@ import torch
 from triune.attention import SequenceLayout, block_local, causal, full
 from triune.attention.backends import steps
 from triune.attention.bias import AlibiBias
-from triune.attention.dispatch import BACKENDS, attend
+from triune.attention.choice import BACKENDS
+from triune.attention.dispatch import attend
 
 torch.set_num_threads(1)
 BACKEND = pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "flex"])

@@ -20,7 +20,8 @@ from triune.attention import SequenceLayout, plan
 from triune.attention.backends import sdpa
 from triune.attention.bias import AlibiBias, T5Bias
 from triune.attention.call import bias_scores
-from triune.attention.dispatch import BACKENDS, attend
+from triune.attention.choice import BACKENDS
+from triune.attention.dispatch import attend
 
 torch.set_num_threads(1)
 SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)

@@ -5,7 +5,8 @@ import torch
 
 from triune.attention import SequenceLayout, causal, full, prefix, window
 from triune.attention.bias import AlibiBias, T5Bias
-from triune.attention.dispatch import BACKENDS, attend
+from triune.attention.choice import BACKENDS
+from triune.attention.dispatch import attend
 
 torch.set_num_threads(1)
 B, H, K, T, D = 2, 4, 2, 40, 8

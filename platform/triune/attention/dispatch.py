@@ -7,24 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from triune.attention.backends import blocked, flex, reference, sdpa
 from triune.attention.bias import ScoreBias
 from triune.attention.call import AttentionCall
+from triune.attention.choice import choose
 from triune.attention.layout import SequenceLayout
 from triune.attention.patterns import Pattern, causal, full
 from triune.attention.routed.attend import attend_routed
 from triune.attention.routed.call import Branches, RoutedCall
 from triune.attention.routed.patterns import Routed
-from triune.attention.rule import dense_time, prefers_tiles
-from triune.errors import UserError, nearest
-
-#: by name
-BACKENDS: dict[str, ModuleType] = {"sdpa": sdpa, "blocked": blocked, "flex": flex, "reference": reference}
 
 
 def attend(
@@ -60,7 +54,7 @@ def attend(
         scale: multiplies the scores; None is 1 / sqrt(D).
         dropout: probability of dropping an attention weight, in training only.
         training: as in nn.Module.
-        backend: a name of `BACKENDS`, or "auto" for the quickest that can.
+        backend: a name of `choice.BACKENDS`, or "auto" for the quickest that can.
         branches: what `nsa` has beside query, key and value.
 
     Returns:
@@ -107,37 +101,6 @@ def attend(
     )
     parts = [choose(part, backend).attend(part) for part in _by_heads(call)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-def choose(call: AttentionCall, backend: str = "auto") -> ModuleType:
-    """The backend that serves the call; UserError where the named one, or none, can.
-
-    `auto` takes the quickest: one that skips tiles where the rule (rule.py) says that this pays, else a dense one.
-    """
-    if backend != "auto" and backend not in BACKENDS:
-        raise UserError(
-            f"attention.backend is {backend!r}, but it must be one of auto, {', '.join(BACKENDS)}"
-            f"{nearest(backend, ['auto', *BACKENDS])}"
-        )
-    refusals = []
-    for name in _order(call) if backend == "auto" else (backend,):
-        reasons = BACKENDS[name].why_not(call)
-        if not reasons:
-            return BACKENDS[name]
-        refusals += [f"\n  {name}: {reason}" for reason in reasons]
-    raise UserError(f"attention.backend is {backend!r}, but it can't serve this call:{''.join(refusals)}")
-
-
-def _order(call: AttentionCall) -> tuple[str, ...]:
-    """All backends, the quickest for the call first."""
-    heads = call.query.shape[1]
-    if not prefers_tiles(call.pattern, call.query_layout, call.key_layout, heads=heads, dense=dense_time(call)):
-        return ("sdpa", "blocked", "reference")
-    return (
-        ("blocked", "sdpa", "reference")
-        if call.query.device.type == "cpu"
-        else ("flex", "sdpa", "blocked", "reference")
-    )
 
 
 def _by_heads(call: AttentionCall) -> Iterator[AttentionCall]:

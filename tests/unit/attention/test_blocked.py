@@ -12,7 +12,8 @@ from triune.attention import plan as planning
 from triune.attention.backends import blocked
 from triune.attention.bias import AlibiBias, T5Bias
 from triune.attention.call import AttentionCall
-from triune.attention.dispatch import _order, attend, choose
+from triune.attention.choice import choose, order
+from triune.attention.dispatch import attend
 from triune.attention.plan import plain_plan
 
 torch.set_num_threads(1)
@@ -156,7 +157,7 @@ def test_auto_follows_the_rule(pattern, length, lengths, expected):
 def test_a_gpu_has_times_of_its_own(pattern, length, lengths, expected):
     """Decided from shapes and flags alone, so that tensors without data will do for a device."""
     layout = SequenceLayout.packed([lengths], length) if lengths else SequenceLayout.plain_rows(1, length)
-    assert _order(call(pattern, layout.to("meta"), heads=16))[0] == expected
+    assert order(call(pattern, layout.to("meta"), heads=16))[0] == expected
 
 
 # ---- torch.compile ----------------------------------------------------------------------------------------------------

@@ -9,12 +9,13 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from triune.attention import SequenceLayout, causal, full, window
-from triune.attention import dispatch as module
+from triune.attention import choice as module
 from triune.attention.backends import reference, sdpa
 from triune.attention.bias import AlibiBias, T5Bias
 from triune.attention.call import AttentionCall, bias_scores
+from triune.attention.choice import BACKENDS, choose
 from triune.attention.config import AttentionConfig
-from triune.attention.dispatch import BACKENDS, attend, choose
+from triune.attention.dispatch import attend
 from triune.errors import UserError
 
 torch.set_num_threads(1)
@@ -63,7 +64,7 @@ def test_a_refusal_lists_every_reason(monkeypatch):
     deaf = types.SimpleNamespace(why_not=lambda call: ["no ears", "no eyes"])
     mute = types.SimpleNamespace(why_not=lambda call: ["no mouth"])
     monkeypatch.setattr(module, "BACKENDS", {"deaf": deaf, "mute": mute})
-    monkeypatch.setattr(module, "_order", lambda call: ("deaf", "mute"))
+    monkeypatch.setattr(module, "order", lambda call: ("deaf", "mute"))
     with pytest.raises(UserError) as error:
         attend(*inputs(), pattern=full())
     assert str(error.value).splitlines()[1:] == ["  deaf: no ears", "  deaf: no eyes", "  mute: no mouth"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from triune.attention.call import AttentionCall
+from triune.attention.choice import choose
 from triune.attention.patterns import window
 from triune.attention.routed import lsh, moba, nsa
 from triune.attention.routed.call import Branches, RoutedCall, Rows
@@ -71,7 +72,6 @@ def _tiles(rows: Rows, pattern: Routed, backend: str) -> Tensor:
 
 def _sliding(rows: Rows, pattern: Nsa, backend: str) -> Tensor:
     """NSA's sliding branch is a static pattern: the quickest backend serves it."""
-    from triune.attention.dispatch import choose  # which imports this module
 
     call = AttentionCall(
         query=rows.query,
