@@ -3,7 +3,7 @@
 import pytest
 
 from triune.errors import UserError
-from triune.exchange.architecture import architecture, known
+from triune.exchange.architecture import Settings, architecture, known
 from triune.exchange.obstacles import choose, obstacles
 from triune.models.factory import resolve
 
@@ -111,6 +111,28 @@ def test_what_counts_in_training_and_speed_only_is_free(model_type):
 )  # fmt: skip
 def test_each_obstacle_has_its_value_and_what_would_export(model_type, changes, expected):
     assert against(model_type, MODELS[model_type], **changes) == expected
+
+
+@pytest.mark.parametrize(
+    ("model_type", "values"),
+    [
+        ("bert", {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}),
+        ("gpt2", {"resid_pdrop": 0.2, "attn_pdrop": 0.3}),
+        ("llama", {"attention_dropout": 0.3}),
+        ("t5", {"dropout_rate": 0.3}),
+    ],
+)
+def test_dropout_of_attention_comes_in_and_goes_out(model_type, values):
+    """It is no obstacle, so that nothing else would notice it lost; fine-tuning from an import would."""
+    target = architecture(model_type)
+    config = target.read_config(Settings(values, place="config.json"))
+    assert config.attention.dropout == 0.3
+    assert values.items() <= target.write_config(config).items()
+
+
+def test_a_bare_bert_has_no_table_of_scores():
+    values = {"architectures": ["BertModel"], "tie_word_embeddings": False}
+    assert architecture("bert").read_config(Settings(values, place="config.json")).tie_embeddings
 
 
 def test_of_another_kind_only_the_kind_is_said():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
+from triune.attention.config import AttentionConfig
 from triune.exchange.architecture import Architecture, Classes, Settings
 from triune.exchange.architectures._activations import read_activation, write_activation
-from triune.exchange.mapping import Echo, Fixed, Ignored, TensorMapping, each_layer, module, tensor
+from triune.exchange.architectures._bert_layers import bert_layers, position_ids
+from triune.exchange.mapping import Echo, Ignored, TensorMapping, module, tensor
 from triune.models.config import FeedForwardConfig, HeadConfig, LearnedPosition, ModelConfig, NormConfig
 from triune.units import Count
 
@@ -27,12 +27,13 @@ def read_config(settings: Settings) -> ModelConfig:
         width=settings.whole("hidden_size", 768),
         layers=settings.whole("num_hidden_layers", 12),
         heads=settings.whole("num_attention_heads", 12),
+        attention=AttentionConfig(dropout=settings.number("attention_probs_dropout_prob", 0.1)),
         token_types=settings.whole("type_vocab_size", 2),
         position=LearnedPosition(),
         norm=NormConfig(placement="post", epsilon=settings.number("layer_norm_eps", 1e-12), embedding=True),
         feed_forward=FeedForwardConfig(kind=activation, width=settings.whole("intermediate_size", 3072)),
         head=HeadConfig() if bare else HeadConfig(transform=True, activation=activation, bias=True),
-        tie_embeddings=settings.flag("tie_word_embeddings", True),
+        tie_embeddings=bare or settings.flag("tie_word_embeddings", True),
         dropout=settings.number("hidden_dropout_prob", 0.1),
     )
 
@@ -57,16 +58,6 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
 
 def mapping(config: ModelConfig) -> TensorMapping:
     """Tensors of `BertForMaskedLM`, or of `BertModel` under the same names."""
-    layer, block, width = "bert.encoder.layer.{layer}", "stack.blocks.{layer}", config.width
-    self_attention = {f"{layer}.attention.self.{name}": width for name in ("query", "key", "value")}
-    blocks = [
-        *module(f"{block}.attention.query_key_value", self_attention),
-        *module(f"{block}.attention.output", f"{layer}.attention.output.dense"),
-        *module(f"{block}.attention_residual.norm_sum", f"{layer}.attention.output.LayerNorm"),
-        *module(f"{block}.feed_forward.up", f"{layer}.intermediate.dense"),
-        *module(f"{block}.feed_forward.down", f"{layer}.output.dense"),
-        *module(f"{block}.feed_forward_residual.norm_sum", f"{layer}.output.LayerNorm"),
-    ]
     table = "bert.embeddings.word_embeddings.weight"
     output = "cls.predictions.decoder.weight"
     return TensorMapping(
@@ -75,10 +66,10 @@ def mapping(config: ModelConfig) -> TensorMapping:
             *module("input.positions", "bert.embeddings.position_embeddings", bias=False),
             *module("input.token_types", "bert.embeddings.token_type_embeddings", bias=False),
             *module("input.norm", "bert.embeddings.LayerNorm"),
-            *each_layer(config.layers, blocks),
+            *bert_layers(config, "bert.encoder.layer.{layer}"),
             *_head(config, output),
         ),
-        fixed=(Fixed("bert.embeddings.position_ids", lambda: torch.arange(int(config.context)).unsqueeze(0)),),
+        fixed=(position_ids("bert.embeddings", int(config.context)),),
         echoes=() if config.tie_embeddings or not config.head.transform else (_UNREAD,),
         ignored=(
             Ignored(

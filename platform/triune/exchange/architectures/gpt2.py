@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from triune.attention.config import AttentionConfig
 from triune.exchange.architecture import Architecture, Classes, Settings
 from triune.exchange.architectures._activations import read_activation, write_activation
 from triune.exchange.mapping import TRANSPOSED, Ignored, TensorMapping, each_layer, module, tensor
@@ -24,6 +25,7 @@ def read_config(settings: Settings) -> ModelConfig:
         width=width,
         layers=settings.whole("n_layer", 12),
         heads=settings.whole("n_head", 12),
+        attention=AttentionConfig(dropout=settings.number("attn_pdrop", 0.1)),
         position=LearnedPosition(),
         norm=NormConfig(epsilon=settings.number("layer_norm_epsilon", 1e-5)),
         feed_forward=FeedForwardConfig(

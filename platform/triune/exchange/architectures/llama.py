@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from triune.attention.config import AttentionConfig
 from triune.exchange.architecture import Architecture, Classes, Settings
 from triune.exchange.architectures._activations import read_activation, write_activation
 from triune.exchange.architectures._rotary import read_rotary, write_rotary
@@ -45,6 +46,7 @@ def read_shared(settings: Settings, **defaults: Any) -> ModelConfig:
         heads=heads,
         key_value_heads=settings.whole("num_key_value_heads", heads),
         head_width=settings.whole("head_dim", width // max(heads, 1)),
+        attention=AttentionConfig(dropout=settings.number("attention_dropout", 0.0)),
         position=read_rotary(settings),
         norm=NormConfig(kind="rms", epsilon=settings.number("rms_norm_eps", 1e-6)),
         feed_forward=FeedForwardConfig(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from triune.attention.config import AttentionConfig
 from triune.exchange.architecture import Architecture, Classes, Settings
 from triune.exchange.architectures._windows import FULL, SLIDING, pattern_of, read_window, windows
 from triune.exchange.architectures.llama import mapping, read_shared, write_shared
@@ -18,7 +17,7 @@ def read_config(settings: Settings) -> ModelConfig:
     keys = read_window(settings)
     if settings.has("layer_types"):
         settings.only("layer_types", [FULL if keys is None else SLIDING] * config.layers)
-    attention = AttentionConfig(pattern=pattern_of([keys]), dropout=settings.number("attention_dropout", 0.0))
+    attention = dataclasses.replace(config.attention, pattern=pattern_of([keys]))
     return dataclasses.replace(config, attention=attention)
 
 

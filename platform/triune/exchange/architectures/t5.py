@@ -33,6 +33,7 @@ def read_config(settings: Settings) -> ModelConfig:
     width, layers = settings.whole("d_model", 512), settings.whole("num_layers", 6)
     scaled = settings.flag("scale_decoder_outputs", settings.flag("tie_word_embeddings", True))
     decoder_layers = settings.whole("num_decoder_layers", layers)
+    dropout = settings.number("dropout_rate", 0.1)  # one rate for all three places
     return ModelConfig(
         family="encoder_decoder",
         vocabulary=Count(settings.whole("vocab_size", 32128)),
@@ -42,19 +43,21 @@ def read_config(settings: Settings) -> ModelConfig:
         decoder_layers=decoder_layers,
         heads=settings.whole("num_heads", 8),
         head_width=settings.whole("d_kv", 64),
-        attention=AttentionConfig(scale=1.0),
+        attention=AttentionConfig(scale=1.0, dropout=dropout),
         position=T5Position(
             buckets=settings.whole("relative_attention_num_buckets", 32),
             max_distance=settings.whole("relative_attention_max_distance", 128),
         ),
         norm=NormConfig(kind="rms", epsilon=settings.number("layer_norm_epsilon", 1e-6)),
         feed_forward=FeedForwardConfig(
-            kind=settings.choice("feed_forward_proj", _KINDS, default="relu"), width=settings.whole("d_ff", 2048)
+            kind=settings.choice("feed_forward_proj", _KINDS, default="relu"),
+            width=settings.whole("d_ff", 2048),
+            dropout=dropout,
         ),
         head=HeadConfig(scale=width**-0.5 if scaled else None),
         bias=False,
         tie_embeddings="lm_head.weight" not in settings.names,
-        dropout=settings.number("dropout_rate", 0.1),
+        dropout=dropout,
     )
 
 
