@@ -29,6 +29,7 @@ class Saved:
     objective: str
     tokenizer: str  # fingerprint; empty for a model that reads no text
     tensors: dict[str, Tensor]
+    wandb: dict[str, Any] | None = None  # the W&B run that made them, for lineage
 
 
 def describe(model: Transformer, *, objective: str, tokenizer: str) -> dict[str, Any]:
@@ -46,16 +47,27 @@ def own_tensors(model: Transformer) -> dict[str, Tensor]:
     return {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
 
 
-def save_model(model: Transformer, tokenizer: Tokenizer, directory: Path, *, objective: str) -> None:
-    """Write `directory` with weights, config and tokenizer; it has its name only when it is whole."""
+def save_model(
+    model: Transformer, tokenizer: Tokenizer, directory: Path, *, objective: str, wandb: dict[str, Any] | None = None
+) -> None:
+    """Write `directory` with weights, config (with the W&B run that made them, if any) and tokenizer; it has its name only when whole."""
     with draft_of(directory) as draft:
-        fill_directory(model, tokenizer, draft, objective=objective)
+        fill_directory(model, tokenizer, draft, objective=objective, wandb=wandb)
 
 
-def fill_directory(model: Transformer, tokenizer: Tokenizer | None, directory: Path, *, objective: str) -> None:
+def fill_directory(
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    directory: Path,
+    *,
+    objective: str,
+    wandb: dict[str, Any] | None = None,
+) -> None:
     """Write weights, config and, for a model that reads text, tokenizer into a directory that is there."""
     save_file(own_tensors(model), directory / WEIGHTS, metadata={"format": "pt"})
     facts = describe(model, objective=objective, tokenizer="" if tokenizer is None else tokenizer.fingerprint)
+    if wandb is not None:
+        facts["wandb"] = wandb
     if tokenizer is not None:
         tokenizer.save(directory)
     (directory / CONFIG).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -77,4 +89,5 @@ def saved_from(path: Path, facts: dict[str, Any], tensors: dict[str, Tensor]) ->
         objective=facts["objective"],
         tokenizer=facts["tokenizer"],
         tensors=tensors,
+        wandb=facts.get("wandb"),
     )

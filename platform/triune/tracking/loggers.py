@@ -7,6 +7,9 @@ again, rows that it lost are sent from `metrics.csv`: its history stays strictly
 A server that can't be reached. `wandb.init` tries for `INIT_TIMEOUT` seconds; then a run that follows a configured key goes on
 offline and says so, and one that was told to be online stops. A server that goes away later doesn't disturb training: wandb keeps
 the rows on disk and tries again.
+
+Lineage. A run joins the group of the run whose weights it starts from or evaluates, declares that run's artifact as its input when
+it first starts, and logs what it made (`tracking.artifacts`). All of that is in its config too, whatever the server knows.
 """
 
 from __future__ import annotations
@@ -21,11 +24,12 @@ from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from triune.errors import UserError
-from triune.tracking import metrics, mode, offline
+from triune.tracking import artifacts, metrics, mode, offline
 from triune.tracking.config import TrackingConfig
 from triune.tracking.csv_log import CsvLog
 from triune.tracking.facts import environment
-from triune.tracking.identity import RunIdentity
+from triune.tracking.identity import Origin, RunIdentity
+from triune.tracking.lineage import as_config, group_of
 
 INIT_TIMEOUT = 30.0
 _TAG_LENGTH = 64  # the server refuses longer ones
@@ -42,6 +46,7 @@ def build_loggers(
     tags: Sequence[str],
     resolved_config: Mapping[str, Any],
     facts: Mapping[str, Any],
+    origins: Sequence[Origin] = (),
     saved_identity: Mapping[str, Any] | None = None,
     say: Say = print,
 ) -> list[Logger]:
@@ -50,11 +55,12 @@ def build_loggers(
     Args:
         config: the `tracking` part of the experiment.
         run_directory: where the run lives; W&B's files go to its `wandb/`.
-        name: name of the W&B run, and its group where none is configured.
+        name: name of the W&B run, and its group where none is configured and no origin has one.
         job_type: pretrain, finetune or evaluate.
         tags: family, objective, pattern; the user's are added.
         resolved_config: the whole experiment, as plain values.
         facts: what else the W&B config should hold (parameters, data fingerprint); commit and package versions are added.
+        origins: weights that a new run starts from or evaluates (`lineage.origin_of`); a continued run keeps those it had.
         saved_identity: `identity_of(...)` from a checkpoint, for a run directory that lost its identity.
         say: prints one line to the user.
 
@@ -67,9 +73,20 @@ def build_loggers(
     chosen = mode.resolve(config.mode, run_directory)
     if chosen.name == "disabled":
         return [log]
-    identity = RunIdentity.open(run_directory, project=config.project, entity=config.entity, saved=saved_identity)
+    identity = RunIdentity.open(
+        run_directory,
+        project=config.project,
+        entity=config.entity,
+        name=name,
+        group=config.group or group_of(origins) or name,
+        origins=origins,
+        saved=saved_identity,
+    )
+    group = identity.group or config.group or name
     if identity.project != config.project:
         say(f"W&B: this run stays in project {identity.project!r}; tracking.project={config.project} is for new runs")
+    if config.group and group != config.group:
+        say(f"W&B: this run stays in group {group!r}; tracking.group={config.group} is for new runs")
     if chosen.line:
         say(chosen.line)
     run = WandbRun(
@@ -77,11 +94,16 @@ def build_loggers(
         mode=chosen,
         log=log,
         say=say,
+        artifacts=config.artifacts,
         name=name,
         job_type=job_type,
-        group=config.group or name,
+        group=group,
         tags=list(dict.fromkeys(tag[:_TAG_LENGTH] for tag in (*tags, *config.tags) if tag)),
-        config={**resolved_config, "facts": {**environment(), **facts}},
+        config={
+            **resolved_config,
+            "facts": {**environment(), **facts},
+            "lineage": as_config(identity.origins),
+        },
     )
     return [run, log]
 
@@ -89,7 +111,9 @@ def build_loggers(
 class WandbRun(WandbLogger):
     """Lightning's WandbLogger whose W&B step is the optimizer step, silent, and never waiting for a server without end."""
 
-    def __init__(self, *, identity: RunIdentity, mode: mode.Mode, log: CsvLog, say: Say, **init: Any) -> None:
+    def __init__(
+        self, *, identity: RunIdentity, mode: mode.Mode, log: CsvLog, say: Say, artifacts: str, **init: Any
+    ) -> None:
         super().__init__(
             save_dir=log.save_dir, id=identity.id, project=identity.project, entity=identity.entity, **init
         )
@@ -97,6 +121,7 @@ class WandbRun(WandbLogger):
         self._mode = mode
         self._log = log
         self._say = say
+        self._artifacts = artifacts
         self._floor = 0  # rows below this step are in W&B already
         self._told = False
 
@@ -130,6 +155,14 @@ class WandbRun(WandbLogger):
             if self._floor <= number <= step:
                 self._send({name: float(cell) for name, cell in row.items() if cell and name != "step"}, number)
                 self._floor = number  # not beyond: more may be logged at this very step
+
+    @rank_zero_only
+    def log_artifact(self, name: str, kind: str, path: str | os.PathLike[str], aliases: Sequence[str] = ()) -> None:
+        """Log a file or a directory as the next version of the artifact `<name>-<run id>`, as `tracking.artifacts` says."""
+        if self._artifacts == "none":
+            return
+        full, upload = f"{name}-{self.identity.id}", self._artifacts == "upload"
+        artifacts.log(self.experiment, lambda: artifacts.build(full, kind, path, upload=upload), aliases, self._say)
 
     @property
     def address(self) -> str:
@@ -177,6 +210,10 @@ class WandbRun(WandbLogger):
             self._say(f"W&B: no answer from the server, so offline; `{command}` uploads it later")
         metrics.define(run)
         self._floor = self._first_missing(run)
+        if (
+            self._floor == 0 and self._artifacts != "none"
+        ):  # a run's inputs are declared once, while they are what it read
+            artifacts.use(run, self.identity, self._say)
         return run
 
     def _first_missing(self, run: Any) -> int:
@@ -195,6 +232,12 @@ def identity_of(loggers: Sequence[Logger]) -> dict[str, Any] | None:
     """What a checkpoint keeps about the W&B run; None where there is none."""
     run = _wandb_run(loggers)
     return run.identity.as_dict() if run else None
+
+
+def maker_of(loggers: Sequence[Logger]) -> dict[str, Any] | None:
+    """What a finished model keeps about the W&B run that made it; None where there is none."""
+    run = _wandb_run(loggers)
+    return run.identity.as_maker() if run else None
 
 
 def address_of(loggers: Sequence[Logger]) -> str | None:
@@ -225,18 +268,28 @@ def log_samples(loggers: Sequence[Logger], samples: Sequence[tuple[str, str]], s
 
 @rank_zero_only
 def log_checkpoint(loggers: Sequence[Logger], path: str | os.PathLike[str], aliases: Sequence[str] = ()) -> None:
-    """Log a checkpoint (a file or a directory) as the next version of the run's model artifact."""
-    import wandb
-
+    """Upload a checkpoint (a file or a directory) as the next version of the run's `checkpoint-<run id>`; its name is an alias."""
     run = _wandb_run(loggers)
     if run is None:
         return
-    artifact = wandb.Artifact(f"checkpoint-{run.identity.id}", type="model", metadata={"path": Path(path).name})
-    if Path(path).is_dir():
-        artifact.add_dir(os.fspath(path))
-    else:
-        artifact.add_file(os.fspath(path))
-    run.experiment.log_artifact(artifact, aliases=list(aliases))
+    artifact = artifacts.build(f"checkpoint-{run.identity.id}", "model", path, upload=True)
+    run.experiment.log_artifact(artifact, aliases=[Path(path).name, *aliases])
+
+
+@rank_zero_only
+def log_model(loggers: Sequence[Logger], path: str | os.PathLike[str], aliases: Sequence[str] = ()) -> None:
+    """Log a finished model directory as the next version of `model-<run id>`; runs that start from it use it."""
+    run = _wandb_run(loggers)
+    if run:
+        run.log_artifact("model", "model", path, aliases)
+
+
+@rank_zero_only
+def log_predictions(loggers: Sequence[Logger], path: str | os.PathLike[str]) -> None:
+    """Log a file of predictions as the next version of `predictions-<run id>`."""
+    run = _wandb_run(loggers)
+    if run:
+        run.log_artifact("predictions", "predictions", path)
 
 
 @rank_zero_only
