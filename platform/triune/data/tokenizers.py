@@ -17,6 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer as Backend
 
 from triune.data.config import TokenizerConfig
+from triune.data.frames import frame_of
 from triune.data.gguf_tokenizer import gguf_tokenizer
 from triune.data.special_tokens import SpecialTokens, disarmed, roles_of, standard
 from triune.data.tokenizer_training import train
@@ -25,6 +26,7 @@ from triune.gguf_file import GgufFile, is_gguf
 
 if TYPE_CHECKING:
     from triune.objectives.batch import Vocabulary
+    from triune.objectives.text import Frame
 
 _DEFINITION = "tokenizer.json"
 _ROLES = "special_roles.json"  # beside tokenizer.json in what `save` writes: which token plays which role
@@ -98,6 +100,25 @@ class Tokenizer:
         joined = [[next(arrays) for _ in parts] for parts in cut]
         return [part[0] if len(part) == 1 else np.concatenate(part) for part in joined]
 
+    def encode_aligned(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each text its ids, as `encode_batch` gives them, and which characters each stands for: (ids [n], offsets [n, 2]).
+
+        A token stands for text[start:end] without white space at its ends: the blank that byte-level BPE and SentencePiece
+        put before a word is not counted, and a token of nothing but blanks has start = end. Tokens that share a character
+        (bytes of an emoji) each stand for all of it.
+        """
+        cut = [list(pieces(text)) for text in texts]
+        encodings = iter(self._encoder.encode_batch([p for parts in cut for p in parts], add_special_tokens=False))
+        return [self._aligned(text, parts, encodings) for text, parts in zip(texts, cut, strict=True)]
+
+    def _aligned(self, text: str, parts: list[str], encodings: Iterator[Any]) -> tuple[np.ndarray, np.ndarray]:
+        ids, offsets, before = [], [], 0
+        for part, encoding in zip(parts, encodings, strict=False):
+            ids.append(np.array(encoding.ids, dtype=self.dtype))
+            offsets.append(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) + before)
+            before += len(part)
+        return np.concatenate(ids), _trimmed(np.concatenate(offsets), text)
+
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `ids`; with `skip_special_tokens` without the special ones."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
@@ -118,6 +139,10 @@ class Tokenizer:
             ends_sentence=ends,
             **{"pad": 0} | {role: number for role, number in ids.items() if number is not None},  # type: ignore[arg-type]
         )
+
+    def frame(self, family: str) -> Frame:
+        """The special tokens that stand around a text, and a pair of texts, for a model of `family`; see `frame_of`."""
+        return frame_of(json.loads(self._files[_DEFINITION]), self._backend, self.vocabulary, family)
 
     @cached_property
     def tokens(self) -> dict[str, int]:
@@ -224,6 +249,17 @@ def pieces(text: str) -> Iterator[str]:
         yield text[start : match.end()]
         start = match.end()
     yield text[start:]
+
+
+def _trimmed(offsets: np.ndarray, text: str) -> np.ndarray:
+    """`offsets` [n, 2] into `text` without the white space at the ends of each."""
+    places = np.arange(len(text) + 1)
+    blank = np.array([letter.isspace() for letter in text], dtype=bool)
+    ahead = np.append(np.where(blank, len(text), places[:-1]), len(text))  # [len + 1] place itself, or the end
+    ahead = np.minimum.accumulate(ahead[::-1])[::-1]  # the first character at or after a place that is not blank
+    behind = np.maximum.accumulate(np.append(0, np.where(blank, 0, places[1:])))  # behind the last one before a place
+    starts = np.minimum(ahead[offsets[:, 0]], offsets[:, 1])
+    return np.stack([starts, np.maximum(behind[offsets[:, 1]], starts)], axis=1)
 
 
 def _is_letter(text: str) -> bool:

@@ -245,16 +245,28 @@ class ClassHeadConfig:
     Args:
         kind: the variant.
         labels: number of classes; 1 is a yes-or-no score, 0 is none: the head gives the vector that it pools (an encoder to be read from).
+        problem: what is learned: one class of several (single_label), each class yes or no (multi_label), numbers (regression), the start and end of a span of the row (span, of 2 labels), or which vector matches which (match, without labels).
         pool: what stands for a row: its first token, its last, the mean of all, or none: each token has scores of its own.
         transform: dense + activation before the scores.
+        transform_bias: a bias in that dense layer.
         activation: of that dense layer.
+        norm: a norm after that activation (ModernBERT).
+        bias: a bias of the scores.
+        dropout: probability of dropping what is multiplied with the classes, in training.
+        scale: what cosine similarities are multiplied by (match).
     """
 
     kind: Literal["classes"] = "classes"
     labels: int = 2
+    problem: Literal["single_label", "multi_label", "regression", "span", "match"] = "single_label"
     pool: Literal["first", "last", "mean", "none"] = "first"
     transform: bool = False
+    transform_bias: bool = True
     activation: Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"] = "tanh"
+    norm: bool = False
+    bias: bool = True
+    dropout: float = 0.0
+    scale: float = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
-"""What turns hidden states into scores, over the vocabulary or of classes, and into a loss.
+"""What turns hidden states into scores, over the vocabulary or of classes (`class_head.py`), and into a loss.
 
-Legend: B batch, T length, M model width, E embedding width, V vocabulary, L labels.
+Legend: B batch, T length, M model width, E embedding width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from triune.attention.layout import SequenceLayout
-from triune.errors import UserError
+from triune.models.class_head import ClassHead
 from triune.models.config import ClassHeadConfig, HeadConfig, ModelConfig
 from triune.models.layers.activation import ACTIVATIONS
 from triune.models.layers.embedding import PatchEmbedding, TokenEmbedding
@@ -88,108 +87,6 @@ class VocabularyHead(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, vocabulary={self.weight.shape[0]}, tied={self.tied}"
-
-
-class ClassHead(nn.Module):
-    """transform(pooled hidden) @ weight.T + bias: scores of a row's classes, or with pool none of each token's.
-
-    With `config.head.transform`, transform(h) = activation(h D + d) (BERT's pooler, ELECTRA's discriminator). One label is a
-    yes-or-no score s, of which sigmoid(s) is the probability: the scores 0 and s of two classes. Without labels there are no scores:
-    `logits` gives transform(pooled hidden) as it is.
-
-    Args:
-        config: the model; `config.head` counts here.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        head = config.head
-        assert isinstance(head, ClassHeadConfig)
-        self.width, self.labels = config.width, head.labels
-        self.pool = head.pool
-        self.chunk = config.loss_chunk
-        self.dense = Linear(config.width, config.width) if head.transform else None
-        self.activation = ACTIVATIONS[head.activation]
-        self.weight = nn.Parameter(torch.empty(head.labels, config.width)) if head.labels else None
-        self.bias = nn.Parameter(torch.zeros(head.labels)) if head.labels else None
-
-    def transform(self, hidden: Tensor) -> Tensor:
-        """[..., M] -> [..., M]: what is multiplied with the classes."""
-        return hidden if self.dense is None else self.activation(self.dense(hidden))
-
-    def pooled(self, hidden: Tensor, layout: SequenceLayout | None = None) -> Tensor:
-        """[B, T, M] -> [B, M], or unchanged with pool none. Rows are one document each; ValueError for packed ones.
-
-        Args:
-            hidden: hidden states.
-            layout: where each token belongs; None is unpadded rows.
-        """
-        if self.pool == "none":
-            return hidden
-        if layout is None or layout.plain:
-            return hidden.mean(1) if self.pool == "mean" else hidden[:, 0 if self.pool == "first" else -1]
-        if not layout.right_padded and bool((layout.documents > 0).any()):
-            raise ValueError(
-                f"pool: {self.pool} makes one vector of a row, but a row of this layout holds several documents"
-            )
-        real = ~layout.padding  # [B, T]
-        if self.pool == "mean":
-            share = real.to(hidden.dtype) / real.sum(1, keepdim=True).clamp(min=1)  # [B, T]
-            return torch.einsum("btm,bt->bm", hidden, share)
-        order = real.int() if self.pool == "first" else real.cumsum(1)  # argmax gives the first of the greatest
-        return hidden[torch.arange(len(hidden), device=hidden.device), order.argmax(1)]
-
-    def logits(self, hidden: Tensor, layout: SequenceLayout | None = None) -> Tensor:
-        """[B, T, M] -> [B, L] scores (without labels [B, M]), with pool none [B, T, L]; see `pooled`."""
-        vectors = self.transform(self.pooled(hidden, layout))
-        return vectors if self.weight is None else F.linear(vectors, self.weight, self.bias)
-
-    def loss(
-        self,
-        hidden: Tensor,
-        targets: Tensor,
-        weights: Tensor,
-        *,
-        layout: SequenceLayout | None = None,
-        label_smoothing: float = 0.0,
-        z_loss: float = 0.0,
-        selected: int | None = None,
-    ) -> LossOutput:
-        """Weighted sums of the cross-entropy of the scores: of rows, or with pool none of tokens.
-
-        Args:
-            hidden: [B, T, M].
-            targets: [B] int64 classes, with pool none [B, T]; 0 or 1 where there is one label.
-            weights: at least 0, of the shape of `targets`.
-            layout: where each token belongs, for the pool.
-            label_smoothing: share of the target's probability spread evenly over the classes.
-            z_loss: weight of the squared log-normaliser.
-            selected: number of weights above 0, known on the host; see `select`.
-
-        Raises UserError for a head without labels.
-        """
-        if self.weight is None or self.bias is None:
-            raise UserError(
-                "model.head.labels is 0, so that there is nothing to learn: set it to the number of classes"
-            )
-        hidden, targets, weights = select(self.pooled(hidden, layout), targets, weights, selected)
-        weight, bias = (
-            torch.cat([torch.zeros_like(tensor), tensor]) if len(self.weight) == 1 else tensor
-            for tensor in (self.weight, self.bias)
-        )
-        return linear_cross_entropy(
-            self.transform(hidden),
-            weight,
-            targets,
-            weights,
-            bias=bias,
-            label_smoothing=label_smoothing,
-            z_loss=z_loss,
-            chunk=self.chunk,
-        )
-
-    def extra_repr(self) -> str:
-        return f"{self.width}, labels={self.labels}, pool={self.pool}"
 
 
 #: what `config.head` may build

@@ -142,9 +142,11 @@ def _head(config: ModelConfig) -> Iterator[Weight]:
 def _classes(config: ModelConfig, head: ClassHeadConfig) -> Iterator[Weight]:
     reader: Reader = "predicted" if head.pool == "none" else "row"
     if head.transform:
-        yield from _linear("head", config.width, config.width, reader, bias=True, in_block=False)
+        yield from _linear("head", config.width, config.width, reader, bias=head.transform_bias, in_block=False)
+        if head.norm:
+            yield from _norm(config)
     if head.labels:
-        yield from _linear("head", head.labels, config.width, reader, bias=True, in_block=False)
+        yield from _linear("head", head.labels, config.width, reader, bias=head.bias, in_block=False)
 
 
 def scores(config: ModelConfig) -> tuple[int, int]:

@@ -81,7 +81,8 @@ class Example:
     """One row before collation: what the predicting tower reads and predicts, and what an encoder reads beside it.
 
     `documents` numbers the documents of the row from 0 and `positions` counts from 0 in each; a document has the
-    same number in the source, so that cross-attention pairs them.
+    same number in the source, so that cross-attention pairs them. Where a target is more than a class (several labels,
+    numbers), `values` holds one line for each, and the targets of weight above 0 are numbers of lines.
     """
 
     inputs: np.ndarray  # [t] int64
@@ -93,6 +94,8 @@ class Example:
     source: np.ndarray | None = None  # [s] int64
     source_documents: np.ndarray | None = None  # [s] int32
     source_positions: np.ndarray | None = None  # [s] int32
+    token_types: np.ndarray | None = None  # [t] int64: segment of each token (BERT)
+    values: np.ndarray | None = None  # [k, L] float32
 
 
 @dataclass(kw_only=True)
@@ -100,7 +103,8 @@ class Batch:
     """B rows for the model. `inputs` and `targets` are aligned: hidden state t predicts targets[t] with weights[t].
 
     An encoder or decoder reads `inputs`; an encoder-decoder's encoder reads `source` and its decoder `inputs`.
-    `tokens` counts the real (unpadded) tokens, source included, on the host: no device sync to log a rate.
+    `tokens` counts the real (unpadded) tokens, source included, on the host: no device sync to log a rate. With `values`, targets
+    are numbers of its lines.
     """
 
     inputs: Tensor  # [B, T] int64
@@ -109,6 +113,8 @@ class Batch:
     layout: SequenceLayout
     source: Tensor | None = None  # [B, S] int64
     source_layout: SequenceLayout | None = None
+    token_types: Tensor | None = None  # [B, T] int64
+    values: Tensor | None = None  # [K, L] float32
     tokens: int = 0
     predicted: int = 0  # positions with weight > 0
     extra: Mapping[str, Tensor] = field(default_factory=dict)
@@ -133,6 +139,8 @@ class Batch:
             layout=layout(self.layout),
             source=None if self.source is None else tensor(self.source),
             source_layout=None if self.source_layout is None else layout(self.source_layout),
+            token_types=None if self.token_types is None else tensor(self.token_types),
+            values=None if self.values is None else tensor(self.values),
             extra={name: tensor(value) for name, value in self.extra.items()},
         )
 
@@ -161,19 +169,23 @@ def collate(
         for example in examples
         if example.source is not None and example.source_documents is not None and example.source_positions is not None
     ]
-    if len(sources) not in (0, len(rows)) or len(prefixes) not in (0, len(rows)):
-        raise ValueError("the examples of a batch must agree on having a source and a prefix")
+    types = [example.token_types for example in examples if example.token_types is not None]
+    values = [example.values for example in examples if example.values is not None]
+    if any(len(given) not in (0, len(rows)) for given in (sources, prefixes, types, values)):
+        raise ValueError("the examples of a batch must agree on having a source, a prefix, token types and values")
 
     width = _width(rows, length, multiple_of)
     batch = Batch(
         inputs=torch.from_numpy(_pad(rows, width, pad, np.int64)),
-        targets=torch.from_numpy(_pad([example.targets for example in examples], width, pad, np.int64)),
+        targets=torch.from_numpy(_pad(_targets(examples), width, 0 if values else pad, np.int64)),
         weights=torch.from_numpy(_pad([example.weights for example in examples], width, 0, np.float32)),
         layout=SequenceLayout.from_arrays(
             _pad([example.documents for example in examples], width, -1, np.int32),
             _pad([example.positions for example in examples], width, 0, np.int32),
             _pad(prefixes, width, False, np.bool_) if prefixes else None,
         ),
+        token_types=torch.from_numpy(_pad(types, width, 0, np.int64)) if types else None,
+        values=torch.from_numpy(np.concatenate(values)) if values else None,
         tokens=sum(map(len, rows)),
         predicted=sum(int(np.count_nonzero(example.weights)) for example in examples),
     )
@@ -189,6 +201,12 @@ def collate(
         ),
         tokens=batch.tokens + sum(map(len, ids)),
     )
+
+
+def _targets(examples: Sequence[Example]) -> list[np.ndarray]:
+    """The targets of each row, as numbers of the lines of the whole batch where they are numbers of lines."""
+    first = np.cumsum([0, *(0 if example.values is None else len(example.values) for example in examples)])
+    return [example.targets + start for example, start in zip(examples, first, strict=False)]
 
 
 def _width(rows: Sequence[np.ndarray], length: int | None, multiple_of: int) -> int:

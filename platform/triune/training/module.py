@@ -16,6 +16,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from triune.errors import UserError
+from triune.models.class_head import ClassHead
 from triune.models.factory import Transformer
 from triune.models.loss import LossOutput
 from triune.objectives.base import Objective
@@ -108,9 +109,11 @@ class TransformerModule(LightningModule):
 
     def loss(self, batch: Batch, *, smooth: bool = True) -> LossOutput:
         """Weighted sums over one micro-batch; `smooth=False` leaves label smoothing and z-loss out (validation)."""
-        forward = self._compiled or self.model
-        hidden = forward(batch.inputs, batch.layout, source=batch.source, source_layout=batch.source_layout)
+        hidden = self.hidden(batch)
         config = self.objective.config
+        # a head of classes pools, and may learn more than one class
+        classes = isinstance(self.model.head, ClassHead)
+        around: dict[str, Any] = {"layout": batch.layout, "values": batch.values} if classes else {}
         return self.model.head.loss(
             hidden,
             batch.targets,
@@ -118,7 +121,14 @@ class TransformerModule(LightningModule):
             label_smoothing=config.label_smoothing if smooth else 0.0,
             z_loss=config.z_loss if smooth else 0.0,
             selected=batch.predicted,
+            **around,
         )
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """[B, T, M] what the model makes of a batch."""
+        forward = self._compiled or self.model
+        types: dict[str, Any] = {} if batch.token_types is None else {"token_types": batch.token_types}
+        return forward(batch.inputs, batch.layout, source=batch.source, source_layout=batch.source_layout, **types)
 
     # ---- training -----------------------------------------------------------------------------------------------
 

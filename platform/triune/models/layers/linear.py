@@ -21,14 +21,19 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""
-        if (
-            x.device.type == "cpu"
-            and torch.is_autocast_enabled("cpu")
-            and torch.get_autocast_dtype("cpu") == torch.bfloat16
-            and not cpu_multiplies_bfloat16()
-        ):
-            return _RoundedProduct.apply(x, self.weight, self.bias)
-        return super().forward(x)
+        return product(x, self.weight, self.bias)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b, [..., I] -> [..., O], by the kernel of `Linear`."""
+    if (
+        x.device.type == "cpu"
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and not cpu_multiplies_bfloat16()
+    ):
+        return _RoundedProduct.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
 
 
 class _RoundedProduct(torch.autograd.Function):
@@ -37,7 +42,8 @@ class _RoundedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         rounded = x.to(torch.bfloat16)
-        ctx.save_for_backward(rounded, weight)
+        # a frozen weight (adapters) keeps no activation for a gradient that nobody asks for
+        ctx.save_for_backward(rounded if ctx.needs_input_grad[1] else None, weight)
         ctx.dtype = x.dtype
         ctx.biased = bias is not None
         with torch.autocast("cpu", enabled=False):
@@ -53,7 +59,7 @@ class _RoundedProduct(torch.autograd.Function):
             flat = gradient.float().flatten(0, -2)  # [N, O]
             to_x = None
             if needs_x:
-                to_x = (flat @ weight.to(torch.bfloat16).float()).to(ctx.dtype).view_as(x)
+                to_x = (flat @ weight.to(torch.bfloat16).float()).to(ctx.dtype).unflatten(0, gradient.shape[:-1])
             to_weight = flat.t() @ x.float().flatten(0, -2) if needs_weight else None
             to_bias = flat.sum(0) if ctx.biased and needs_bias else None
         return to_x, to_weight, to_bias
