@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from triune.errors import UserError
 from triune.units import Count
@@ -11,29 +11,41 @@ from triune.units import Count
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """One source of documents: exactly one of path, huggingface and package.
+    """One source of documents or labelled records: exactly one of path, huggingface and package. A plain text is a path.
 
     Args:
-        path: a file, a glob or a directory; txt, jsonl, json, csv, tsv, parquet; plain, .gz, .bz2, .xz or .zst.
+        path: a file, a glob or a directory; txt, jsonl, json, csv, tsv, parquet; plain, .gz, .bz2, .xz or .zst. Labelled records also
+            from conll, bio, iob, conllu and SQuAD's json.
+        target_path: the second file of a pair of parallel text files; its line n belongs to line n of `path`.
         huggingface: name (or local directory) of a Hugging Face dataset.
-        package: name of an installed Python package that carries a corpus (chitchat-dataset).
+        package: name of an installed Python package that carries a corpus (chitchat-dataset) or writes one (babel).
         subset: configuration name of the Hugging Face dataset.
         split: split of the Hugging Face dataset.
         column: column or key that holds the text.
         target_column: column that holds the second text of a pair (translation).
+        columns: field of the task -> column, key or number of the column in the file (fine-tuning); a field that is not named is
+            looked up under its own name.
         document: what one document of a txt file is: the file, a paragraph (blank line between) or a line.
         weight: share of this source in training, relative to the others' weights; null is its size.
+        examples: how many examples an endless package (babel) writes.
+        seed: seed of an endless package.
     """
 
+    SHORTHAND: ClassVar[str] = "path"  # the field that a plain text in place of a mapping fills
+
     path: str | None = None
+    target_path: str | None = None
     huggingface: str | None = None
     package: str | None = None
     subset: str | None = None
     split: str = "train"
     column: str = "text"
     target_column: str | None = None
+    columns: dict[str, str | int] = field(default_factory=dict)
     document: Literal["file", "paragraph", "line"] = "file"
     weight: float | None = None
+    examples: Count = Count(20_000)
+    seed: int = 0
 
     def __post_init__(self) -> None:
         given = [name for name in ("path", "huggingface", "package") if getattr(self, name) is not None]
@@ -42,6 +54,18 @@ class SourceConfig:
             raise UserError(f"a data source needs exactly one of path, huggingface and package, and has {found}")
         if self.weight is not None and not 0 < self.weight < float("inf"):
             raise UserError(f"data source weight: {self.weight} must be above 0; leave the source out to skip it")
+        if self.target_path is not None and (self.path is None or self.target_column is not None):
+            raise UserError(
+                f"data source target_path: {self.target_path!r} is the second of two parallel text files; it goes with path, "
+                "and without target_column, which is for files with columns"
+            )
+        if self.examples < 1:
+            raise UserError(f"data source examples: {int(self.examples)} must be 1 or more")
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether its documents are pairs of texts."""
+        return self.target_column is not None or self.target_path is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from triune.data.config import DataConfig, SourceConfig, TokenizerConfig
+from triune.data.holdout import HASHES, hash_of, threshold_of
 from triune.data.meter import Meter, say
 from triune.data.shards import Shards, ShardWriter, room_on_disk, sync_directory, write_atomically
 from triune.data.sources import Document, describe, documents, identity
@@ -26,7 +27,6 @@ from triune.errors import UserError
 VERSION = 1  # raised whenever the same settings would give other shards
 _SUMMARY = "prepared.json"
 _BATCH_BYTES = 2_000_000  # text encoded at a time
-_HASHES = 2**64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,18 +210,14 @@ class _Scan:
 
 
 def _hash(document: Document, seed: int) -> int:
-    """A number below 2^64 from the document's text, so that equal documents land on the same side of the split."""
-    digest = hashlib.blake2b(document.text.encode(), digest_size=8, key=seed.to_bytes(8, "little", signed=True))
-    if document.target is not None:
-        digest.update(b"\0" + document.target.encode())
-    return int.from_bytes(digest.digest(), "little")
+    return hash_of(document.text if document.target is None else f"{document.text}\0{document.target}", seed)
 
 
 def _scan(source: SourceConfig, seed: int, share: float, meter: Meter) -> _Scan:
     """Count the documents, and find the threshold that holds out `share` of them, but at least one."""
     meter.begin(f"reading {describe(source)}", None)
     count = size = highest = 0
-    lowest = _HASHES
+    lowest = HASHES
     for document in documents(source):
         number = _hash(document, seed)
         lowest, highest = min(lowest, number), max(highest, number)
@@ -230,9 +226,7 @@ def _scan(source: SourceConfig, seed: int, share: float, meter: Meter) -> _Scan:
         meter.advance(_size(document))
     if not count:
         raise UserError(f"data source '{describe(source)}': no documents (no text, or nothing but blank text)")
-    threshold = max(round(share * _HASHES), lowest + 1) if share > 0 else 0
-    if threshold > highest:  # one document, or copies of one: none is left to train on
-        threshold = highest if lowest < highest else 0
+    threshold = threshold_of(lowest, highest, share)
     return _Scan(source=source, documents=count, bytes=size, threshold=threshold, seed=seed)
 
 
@@ -243,7 +237,7 @@ def _size(document: Document) -> int:
 def _sample(config: DataConfig, scans: list[_Scan], meter: Meter) -> Iterator[str]:
     """The training text that the tokenizer learns from: all of it, or pieces drawn by hash up to about `sample_bytes`."""
     total = sum(scan.bytes for scan in scans)
-    bound = round(min(1.0, config.tokenizer.sample_bytes / total) * _HASHES)
+    bound = round(min(1.0, config.tokenizer.sample_bytes / total) * HASHES)
     meter.begin("learning the tokenizer", min(total, config.tokenizer.sample_bytes))
     first = True
     for scan in scans:
@@ -258,7 +252,7 @@ def _sample(config: DataConfig, scans: list[_Scan], meter: Meter) -> Iterator[st
 
 
 def _encode(scan: _Scan, tokenizer: Tokenizer, kept: Path, held: Path | None, meter: Meter) -> None:
-    pairs = scan.source.target_column is not None
+    pairs = scan.source.is_paired
     with ExitStack() as stack:
 
         def writer(directory: Path) -> ShardWriter:

@@ -9,8 +9,9 @@ import io
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -35,14 +36,15 @@ def _open_with(module: Any) -> Callable[[Path], BinaryIO]:
 _OPENERS = {".gz": _open_with(gzip), ".bz2": _open_with(bz2), ".xz": _open_with(lzma), ".zst": _open_zstd}
 
 
-def file_format(path: Path) -> str | None:
-    """The suffix that decides how `path` is read (".jsonl" for a.jsonl.gz), or None where it is not known."""
+def file_format(path: Path, known: Collection[str] | None = None) -> str | None:
+    """The suffix that decides how `path` is read (".jsonl" for a.jsonl.gz), or None where it is not `known` (by default: `FORMATS`)."""
+    known = FORMATS if known is None else known
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in _OPENERS:
         suffixes.pop()
         if suffixes and suffixes[-1] == ".parquet":
             return None  # parquet compresses inside; a compressed one cannot be read piecewise
-    return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
+    return suffixes[-1] if suffixes and suffixes[-1] in known else None
 
 
 @contextmanager
@@ -78,7 +80,7 @@ def _decoded(path: Path, line: bytes, number: int, offset: int) -> str:
         ) from error
 
 
-def _lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path) -> Iterator[str]:
     """The lines of a text file with their ends as "\\n", without a byte order mark.
 
     Raises UserError for an empty, a binary (NUL bytes) or a non-UTF-8 file, with line and byte offset.
@@ -129,7 +131,7 @@ def text_of(value: Any, column: str, where: str) -> str:
 
 
 def _jsonl(path: Path, columns: list[str]) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if line.isspace():
             continue
         try:
@@ -140,7 +142,7 @@ def _jsonl(path: Path, columns: list[str]) -> Iterator[tuple[str, Any]]:
 
 def _json(path: Path, columns: list[str]) -> Iterator[tuple[str, Any]]:
     try:
-        rows = json.loads("".join(_lines(path)))
+        rows = json.loads("".join(read_lines(path)))
     except json.JSONDecodeError as error:
         hint = "; one object a line is .jsonl" if error.msg == "Extra data" else ""
         raise UserError(f"{path}:{error.lineno}: malformed JSON: {error.msg} at column {error.colno}{hint}") from error
@@ -150,7 +152,7 @@ def _json(path: Path, columns: list[str]) -> Iterator[tuple[str, Any]]:
 
 def _separated(path: Path, **dialect: Any) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB a field is shorter than documents are
-    reader = csv.reader(_lines(path), strict=True, **dialect)
+    reader = csv.reader(read_lines(path), strict=True, **dialect)
     try:
         header = next(reader, [])
         for row in reader:
@@ -173,6 +175,15 @@ def _tsv(path: Path, columns: list[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _parquet(path: Path, columns: list[str]) -> Iterator[tuple[str, Any]]:
+    known = parquet_columns(path)
+    for column in columns:
+        if head_of(column, known) is None:
+            raise UserError(f"{path}: no column '{column}' among {', '.join(known)}{nearest(column, known)}")
+    yield from read_parquet(path, [str(head_of(column, known)) for column in columns])
+
+
+@contextmanager
+def _parquet_file(path: Path) -> Iterator[Any]:
     import pyarrow
     import pyarrow.parquet
 
@@ -180,18 +191,30 @@ def _parquet(path: Path, columns: list[str]) -> Iterator[tuple[str, Any]]:
         raise UserError(f"{path}: empty file")
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            known = file.schema_arrow.names
-            names = [column if column in known else column.partition(".")[0] for column in columns]
-            for column, name in zip(columns, names, strict=True):
-                if name not in known:
-                    raise UserError(f"{path}: no column '{column}' among {', '.join(known)}{nearest(column, known)}")
-            number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=names):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}: row {number}", row
+            yield file
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from error
+
+
+def parquet_columns(path: Path) -> list[str]:
+    """The names of the columns of a parquet file."""
+    with _parquet_file(path) as file:
+        return list(file.schema_arrow.names)
+
+
+def read_parquet(path: Path, names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, row) pairs of a parquet file; only the columns `names` are read, all of which it has."""
+    number = 0
+    with _parquet_file(path) as file:
+        for batch in file.iter_batches(batch_size=1024, columns=names):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}: row {number}", row
+
+
+def head_of(column: str, known: Collection[str]) -> str | None:
+    """The column of a table that holds `column`: itself, or ("translation.en") the object around it; None where there is none."""
+    return next((name for name in (column, column.partition(".")[0]) if name in known), None)
 
 
 #: how the rows of each format are read: path and wanted columns -> (where, row) pairs; txt has no rows
@@ -208,7 +231,7 @@ COMPRESSIONS = tuple(_OPENERS)
 
 def read_text(path: Path, document: str) -> Iterator[str]:
     """Documents of a txt file: the whole "file", each "paragraph" (blank lines between) or each "line"."""
-    lines = _lines(path)
+    lines = read_lines(path)
     if document == "file":
         yield "".join(lines)
     elif document == "line":
@@ -223,6 +246,20 @@ def read_text(path: Path, document: str) -> Iterator[str]:
             else:
                 paragraph.append(line)
         yield "".join(paragraph).rstrip("\n")
+
+
+def read_parallel(path: Path, target: Path) -> Iterator[tuple[str, str, str]]:
+    """(where, text, text of the other file) for each line of two parallel text files; a UserError where one has more lines."""
+    lines = [0, 0]
+    for text, other in zip_longest(read_lines(path), read_lines(target)):
+        lines = [lines[0] + (text is not None), lines[1] + (other is not None)]
+        if text is not None and other is not None:
+            yield f"{path}:{lines[0]}", text.rstrip("\n"), other.rstrip("\n")
+    if lines[0] != lines[1]:
+        raise UserError(
+            f"{path} has {lines[0]:,} lines and {target} has {lines[1]:,}; line n of one must be the translation of line n "
+            "of the other, so both need as many lines"
+        )
 
 
 def read_rows(path: Path, columns: list[str]) -> Iterator[tuple[str, ...]]:

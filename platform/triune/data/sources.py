@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from triune.data.config import SourceConfig
-from triune.data.corpora import package_identity, read_package
-from triune.data.readers import COMPRESSIONS, FORMATS, file_format, lookup, read_rows, read_text, text_of
+from triune.data.corpora import package_identity, package_rows
+from triune.data.readers import (
+    COMPRESSIONS,
+    FORMATS,
+    file_format,
+    head_of,
+    lookup,
+    read_parallel,
+    read_rows,
+    read_text,
+    text_of,
+)
 from triune.errors import UserError, nearest
 
 
@@ -42,9 +52,15 @@ def identity(source: SourceConfig) -> dict[str, Any]:
     """What the documents of `source` depend on, for a cache key: files by path, size and time of change (ns),
     packages by version, Hugging Face datasets by name (or the files of their local directory)."""
     settings = asdict(source)
-    del settings["weight"]
+    for name in ("weight", "columns"):
+        del settings[name]
+    for name in ("target_path", "examples", "seed"):  # younger than the first caches: left out where they say nothing
+        if settings[name] == getattr(SourceConfig, name):
+            del settings[name]
+    if source.target_path is not None:
+        return settings | {"files": [_stamp(path) for path in parallel_files(source)]}
     if source.path is not None:
-        return settings | {"files": [_stamp(path) for path in _files(source.path)]}
+        return settings | {"files": [_stamp(path) for path in files_of(source.path)]}
     if source.package is not None:
         return settings | {"package": package_identity(source.package)}
     folder = Path(str(source.huggingface))
@@ -61,9 +77,12 @@ def _texts(source: SourceConfig, columns: list[str]) -> Iterator[tuple[str, ...]
     if source.huggingface is not None:
         yield from _huggingface(source, columns)
     elif source.package is not None:
-        yield from ((text,) for text in read_package(source.package))
+        for row in package_rows(source):
+            yield tuple(text_of(lookup(row, column, describe(source)), column, describe(source)) for column in columns)
+    elif source.target_path is not None:
+        yield from ((text, target) for _, text, target in read_parallel(*parallel_files(source)))
     else:
-        for path in _files(str(source.path)):
+        for path in files_of(str(source.path)):
             if file_format(path) != ".txt":
                 yield from read_rows(path, columns)
             elif source.target_column is not None:
@@ -72,53 +91,72 @@ def _texts(source: SourceConfig, columns: list[str]) -> Iterator[tuple[str, ...]
                 yield from ((text,) for text in read_text(path, source.document))
 
 
-def _files(pattern: str) -> list[Path]:
-    """The files that a path, a glob or a directory (searched recursively, known suffixes only) names, sorted."""
+def files_of(pattern: str, known: Collection[str] = tuple(FORMATS)) -> list[Path]:
+    """The files that a path, a glob or a directory (searched recursively, `known` suffixes only) names, sorted."""
     path = Path(pattern).expanduser()
     if path.is_dir():
         found = [file for file in path.rglob("*") if file.is_file() and not _hidden(file, path)]
-        files = sorted(file for file in found if file_format(file))
+        files = sorted(file for file in found if file_format(file, known))
         if not files:
-            raise UserError(f"data source path: no file under the directory '{pattern}' ends in {_suffixes()}")
+            raise UserError(f"data source path: no file under the directory '{pattern}' ends in {_suffixes(known)}")
         return files
     files = [path] if path.is_file() else sorted(Path(name) for name in glob.glob(str(path), recursive=True))
     files = [file for file in files if file.is_file()]
     if not files:
         if glob.has_magic(pattern):
             raise UserError(f"data source path: no file matches '{pattern}'")
-        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"data source path: there is no file '{pattern}'{nearest(path.name, beside)}")
+        raise _missing(path)
     for file in files:
-        if file_format(file) is None:
+        if file_format(file, known) is None:
             last = file.suffixes[-2:-1] if file.suffix in COMPRESSIONS else file.suffixes[-1:]
-            hint = nearest("".join(last), FORMATS)
-            raise UserError(f"{file}: unknown kind of file{hint}; known suffixes: {_suffixes()}")
+            hint = nearest("".join(last), known)
+            raise UserError(f"{file}: unknown kind of file{hint}; known suffixes: {_suffixes(known)}")
     return files
+
+
+def parallel_files(source: SourceConfig) -> tuple[Path, Path]:
+    """`path` and `target_path` of a pair of parallel text files, whatever their suffixes; UserError where one is not there."""
+    first, second = (Path(str(name)).expanduser() for name in (source.path, source.target_path))
+    for path in (first, second):
+        if not path.is_file():
+            raise _missing(path)
+        if file_format(path, [suffix for suffix, reader in FORMATS.items() if reader is not None]):
+            raise UserError(
+                f"{path}: target_path pairs two plain text files line by line, and this one has columns; "
+                "name its columns with column and target_column instead"
+            )
+    return first, second
+
+
+def _missing(path: Path) -> UserError:
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    return UserError(f"data source path: there is no file '{path}'{nearest(path.name, beside)}")
 
 
 def _hidden(file: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
-def _suffixes() -> str:
-    return f"{', '.join(FORMATS)} (the first five also with {', '.join(COMPRESSIONS)})"
+def _suffixes(known: Collection[str]) -> str:
+    return f"{', '.join(known)} (all but .parquet also with {', '.join(COMPRESSIONS)})"
 
 
 def _huggingface(source: SourceConfig, columns: list[str]) -> Iterator[tuple[str, ...]]:
-    dataset = _load_huggingface(source)
-    names = [column if column in dataset.column_names else column.partition(".")[0] for column in columns]
-    for column, name in zip(columns, names, strict=True):
-        if name not in dataset.column_names:
-            known = dataset.column_names
+    dataset = load_huggingface(source)
+    known = dataset.column_names
+    for column in columns:
+        if head_of(column, known) is None:
             raise UserError(
                 f"huggingface dataset '{source.huggingface}': no column '{column}' among {', '.join(known)}{nearest(column, known)}"
             )
-    for number, row in enumerate(dataset.select_columns(list(dict.fromkeys(names)))):
+    for number, row in enumerate(
+        dataset.select_columns(list(dict.fromkeys(str(head_of(column, known)) for column in columns)))
+    ):
         where = f"{source.huggingface}: row {number}"
         yield tuple(text_of(lookup(row, column, where), column, where) for column in columns)
 
 
-def _load_huggingface(source: SourceConfig) -> Any:
+def load_huggingface(source: SourceConfig) -> Any:
     """The split of a dataset that was saved to disk, or that `datasets.load_dataset` finds in a directory or on the hub."""
     import datasets
 
