@@ -30,16 +30,20 @@ class Saved:
     tokenizer: str  # fingerprint; empty for a model that reads no text
     tensors: dict[str, Tensor]
     wandb: dict[str, Any] | None = None  # the W&B run that made them, for lineage
+    task: dict[str, Any] | None = None  # {"objective": settings, "labels": names or None} of a supervised task
 
 
-def describe(model: Transformer, *, objective: str, tokenizer: str) -> dict[str, Any]:
-    """What `config.json` and each checkpoint say about the weights beside them."""
-    return {
+def describe(
+    model: Transformer, *, objective: str, tokenizer: str, task: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What `config.json` and each checkpoint say about the weights beside them; of a supervised task also its settings and labels."""
+    facts = {
         "model_type": MODEL_TYPE,
         "model": to_tree(model.config),
         "objective": objective,
         "tokenizer": tokenizer,
     }
+    return facts if task is None else facts | {"task": task}
 
 
 def own_tensors(model: Transformer) -> dict[str, Tensor]:
@@ -48,11 +52,18 @@ def own_tensors(model: Transformer) -> dict[str, Tensor]:
 
 
 def save_model(
-    model: Transformer, tokenizer: Tokenizer, directory: Path, *, objective: str, wandb: dict[str, Any] | None = None
+    model: Transformer,
+    tokenizer: Tokenizer,
+    directory: Path,
+    *,
+    objective: str,
+    wandb: dict[str, Any] | None = None,
+    task: dict[str, Any] | None = None,
 ) -> None:
-    """Write `directory` with weights, config (with the W&B run that made them, if any) and tokenizer; it has its name only when whole."""
+    """Write `directory` with weights, config (with the W&B run that made them, if any, and the task with its labels, if it is one) and
+    tokenizer; it has its name only when whole."""
     with draft_of(directory) as draft:
-        fill_directory(model, tokenizer, draft, objective=objective, wandb=wandb)
+        fill_directory(model, tokenizer, draft, objective=objective, wandb=wandb, task=task)
 
 
 def fill_directory(
@@ -62,10 +73,12 @@ def fill_directory(
     *,
     objective: str,
     wandb: dict[str, Any] | None = None,
+    task: dict[str, Any] | None = None,
 ) -> None:
     """Write weights, config and, for a model that reads text, tokenizer into a directory that is there."""
     save_file(own_tensors(model), directory / WEIGHTS, metadata={"format": "pt"})
-    facts = describe(model, objective=objective, tokenizer="" if tokenizer is None else tokenizer.fingerprint)
+    fingerprint = "" if tokenizer is None else tokenizer.fingerprint
+    facts = describe(model, objective=objective, tokenizer=fingerprint, task=task)
     if wandb is not None:
         facts["wandb"] = wandb
     if tokenizer is not None:
@@ -90,4 +103,5 @@ def saved_from(path: Path, facts: dict[str, Any], tensors: dict[str, Tensor]) ->
         tokenizer=facts["tokenizer"],
         tensors=tensors,
         wandb=facts.get("wandb"),
+        task=facts.get("task"),
     )
