@@ -83,12 +83,7 @@ class WeightFiles:
             if file.suffix == ".safetensors":
                 found |= _numbers(file, wanted)
         for name, tensor in found.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                bad = int((~torch.isfinite(tensor)).sum())
-                raise UserError(
-                    f"{self.held[name].file}: {name}: {bad} of {tensor.numel()} numbers are NaN or infinite: the file is "
-                    "damaged, or its training diverged; fetch it again or take another checkpoint"
-                )
+            _check_finite(self.held[name].file, name, tensor)
         return found
 
     def _unpickle(self, file: Path) -> dict[str, tuple[int, ...]]:
@@ -120,6 +115,16 @@ class WeightFiles:
                     f"{file}: is not the file that {proof.name} beside it was made of (its SHA-256 differs): it is damaged, or was "
                     f"written anew; fetch it again or, if it was changed on purpose, delete {proof}"
                 )
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of one safetensors file; UserError where it is missing, damaged or holds numbers that are not finite."""
+    if not file.is_file():
+        raise UserError(f"{file}: is missing")
+    tensors = _numbers(file, _header(file))
+    for name, tensor in tensors.items():
+        _check_finite(file, name, tensor)
+    return tensors
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -222,6 +227,15 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
     spans = {name: _span(file, name, facts) for name, facts in header.items()}
     _check_spans(file, spans, size - 8 - length)
     return {name: tuple(facts["shape"]) for name, facts in header.items()}
+
+
+def _check_finite(file: Path, name: str, tensor: Tensor) -> None:
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise UserError(
+            f"{file}: {name}: {bad} of {tensor.numel()} numbers are NaN or infinite: the file is damaged, or its training "
+            "diverged; fetch it again or take another checkpoint"
+        )
 
 
 def _numbers(file: Path, wanted: Collection[str]) -> dict[str, Tensor]:
