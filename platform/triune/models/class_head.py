@@ -113,7 +113,7 @@ class ClassHead(nn.Module):
                 regression: lines of `values`; span: 1 at the start, 2 at the end, 3 where they are one token; match: not read.
             weights: at least 0, of the shape of `targets`; what counts once has weight 1 in all (a span half at each end).
             layout: where each token belongs; None is unpadded rows of one document.
-            values: [K, L] 0 or 1 for multi_label, numbers for regression; match: [B, C] above 0 where a row has the candidate.
+            values: [K, L] 0 or 1 for multi_label, numbers for regression; match: [B, C] numbers above 0 of candidates (see `class_loss.match`).
             label_smoothing: share of the target's probability spread evenly over the classes (single_label).
             z_loss: weight of the squared log-normaliser (single_label).
             selected: number of weights above 0, known on the host; see `select`.

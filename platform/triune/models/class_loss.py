@@ -56,26 +56,30 @@ def span(scores: Tensor, targets: Tensor, weights: Tensor, padding: Tensor) -> L
     return _summed(each, found.all(1), weights.sum(1))
 
 
-def match(vectors: Tensor, present: Tensor, weights: Tensor, *, scale: float, across: bool) -> LossOutput:
+def match(vectors: Tensor, numbers: Tensor, weights: Tensor, *, scale: float, across: bool) -> LossOutput:
     """Cross-entropy of the first candidate among all, by scaled cosine similarity to the row's own text.
 
     Args:
         vectors: [B, 1 + C, M] of the text and its candidates, of which the first is the match.
-        present: [B, C] above 0 where a row has such a candidate.
+        numbers: [B, C] number above 0 of each candidate, 0 where a row has fewer; candidates of one number are the same text, and
+            those that are the same as the match don't compete with it.
         weights: [B] of each row.
         scale: what cosine similarities are multiplied by.
         across: let the candidates of all rows compete (in-batch negatives; Henderson et al. 2017), else the row's own only.
     """
-    vectors, weights = _wide(F.normalize(vectors.float(), dim=-1), weights)
+    vectors, weights = _wide(vectors, weights)
+    vectors = F.normalize(vectors, dim=-1)
     text, candidates = vectors[:, 0], vectors[:, 1:]  # [B, M], [B, C, M]
-    rows, count = present.shape
+    rows, count = numbers.shape
+    own = numbers[:, :1]  # [B, 1]
     if across:
         scores = scale * text @ candidates.flatten(0, 1).t()  # [B, B C]
-        there, right = (present > 0).flatten().expand(rows, -1), torch.arange(rows, device=vectors.device) * count
+        numbers, right = numbers.view(1, -1), torch.arange(rows, device=vectors.device) * count
     else:
         scores = scale * torch.einsum("bm,bcm->bc", text, candidates)  # [B, C]
-        there, right = present > 0, torch.zeros(rows, dtype=torch.int64, device=vectors.device)
+        right = torch.zeros(rows, dtype=torch.int64, device=vectors.device)
     where = right.unsqueeze(1)
+    there = (numbers > 0) & (numbers != own)  # [B, candidates that compete]
     scores = scores.masked_fill(~there, -torch.inf).scatter(1, where, scores.gather(1, where))
     each = scores.logsumexp(1) - scores.gather(1, where).squeeze(1)  # [B]
     others = scores.detach().scatter(1, where, -torch.inf).amax(1)

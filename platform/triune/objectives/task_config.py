@@ -68,10 +68,10 @@ class QuestionAnsweringTask(LossConfig):
 
     Args:
         kind: the variant.
-        stride: tokens by which the windows of a long context overlap.
+        stride: tokens by which the windows of a long context overlap, at most half of a window.
         answer_length: longest answer, in tokens.
         no_answer: whether "no answer" may be given (SQuAD 2.0), by the score of the row's first token.
-        no_answer_threshold: how much the best span must score above "no answer".
+        no_answer_threshold: "no answer" is given where it scores above the best span by more than this (BERT's null_score_diff_threshold).
     """
 
     kind: Literal["question_answering"] = "question_answering"
@@ -134,8 +134,9 @@ class ResponseSelectionTask(LossConfig):
         scale: what cosine similarities are multiplied by (Sentence-BERT: 20).
         candidates: among how many the match is to be found in validation, itself included.
         history: turns of a conversation before the reply that are read.
-        context_length: most tokens of a context; its end is kept.
-        reply_length: most tokens of a match; its beginning is kept.
+        context_length: most tokens of a context, special ones included; its end is kept.
+        reply_length: most tokens of a match, special ones included; its beginning is kept.
+        validation_replies: how many replies of each conversation validation asks for, spread over it; null is all.
     """
 
     kind: Literal["response_selection"] = "response_selection"
@@ -145,6 +146,7 @@ class ResponseSelectionTask(LossConfig):
     history: int = 4
     context_length: int = 96
     reply_length: int = 32
+    validation_replies: int | None = None
 
 
 TaskConfig = (

@@ -115,7 +115,7 @@ class InputEmbedding(nn.Module):
         hidden = vectors * self.scale if self.scale != 1.0 else vectors
         where = layout.positions[:1] if layout.plain else layout.positions  # [1, T] or [B, T]
         if self.positions is not None:
-            self._check_length(seen + vectors.shape[1])
+            self._check_length(seen + vectors.shape[1], where)
             hidden = hidden + self.positions(where + self.offset)
         elif isinstance(self.position, SinusoidalPosition):
             table = sinusoidal(where, vectors.shape[-1], self.position.base, self.position.layout)
@@ -129,8 +129,9 @@ class InputEmbedding(nn.Module):
         hidden = self.dropout(hidden)
         return hidden if self.projection is None else self.projection(hidden).to(hidden.dtype)
 
-    def _check_length(self, length: int) -> None:
-        if length > self.context:
+    def _check_length(self, length: int, where: Tensor) -> None:
+        """A longer row may hold several documents, each of which counts from 0 and is short enough."""
+        if length > self.context and int(where.max()) >= self.context:
             raise UserError(
                 f"a row of {length} tokens is longer than model.context = {self.context}, the size of the learned "
                 "position table: give shorter rows, or a model with a larger context or another kind of position"
