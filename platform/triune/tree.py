@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 from triune.errors import UserError, nearest
 from triune.units import Count, Interval
-from triune.yaml_file import Tree, as_tree, load_yaml, merge, override, plain, to_yaml
+from triune.yaml_file import Tree, as_tree, load_yaml, merge, override, plain, spelled_out, to_yaml
 
 __all__ = [
     "FieldNote",
@@ -233,12 +233,15 @@ class _Builder:
         value = tree[key]
         if isinstance(value, Mapping) and value and list(value) == [str(index) for index in range(len(value))]:
             value = list(value.values())
+        if isinstance(value, str) and hasattr(cls, "SHORTHAND"):
+            value = [value]
         if not isinstance(value, list):
             return self.wrong(
                 tree, key, path, f"expected a list of mappings, got {_spell(value)}; begin each with `- `"
             )
         items = []
         for index, item in enumerate(value):
+            item = spelled_out(item, getattr(cls, "SHORTHAND", None))
             if isinstance(item, Mapping):
                 items.append(self.dataclass(cls, as_tree(item), _dotted(path, index)))
             else:

@@ -64,6 +64,8 @@ class Origin(NamedTuple):
 
 
 COMMAND_LINE = Origin("command line")
+#: key of what was a section written as one plain text before other keys came on top (`data.train=mine.csv data.train.0.seed=1`)
+TEXT = ""
 
 
 class Tree(dict[str, Any]):
@@ -207,7 +209,8 @@ def _convert(node: yaml.Node, loader: _Loader, file: str, origin: Origin | None,
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> Tree:
     """`base` with the keys of `over` on top: mappings merge key by key, everything else is replaced.
 
-    A mapping whose keys are numbers changes those items of a list in `base` (`data.train.0.path=...`).
+    A mapping whose keys are numbers changes those items of a list in `base` (`data.train.0.path=...`); a text stands for
+    a list of one.
     """
     base, over = as_tree(base), as_tree(over)
     kind = over.get("kind", base.get("kind"))
@@ -228,17 +231,29 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> T
 def _merged(old: Any, new: Any, path: str) -> Any:
     if not isinstance(new, Tree):
         return new
-    if not isinstance(old, list) or not new or not all(key.isdecimal() for key in new):
+    if not isinstance(old, list | str) or not new or not all(key.isdecimal() for key in new):
         return merge(old if isinstance(old, Tree) else Tree(), new, path)
-    items = list(old)
+    items = [old] if isinstance(old, str) else list(old)
     for key in sorted(new, key=int):
         index = int(key)
         if index > len(items):
             raise UserError(
                 f"{new.origin.get(key, COMMAND_LINE)}: {path}.{key}: the list has {len(items)} items; the next is {path}.{len(items)}"
             )
-        items[index : index + 1] = [_merged(items[index] if index < len(items) else None, new[key], f"{path}.{key}")]
+        item = items[index] if index < len(items) else None
+        item = as_tree({TEXT: item}) if isinstance(item, str) and isinstance(new[key], Tree) else item
+        items[index : index + 1] = [_merged(item, new[key], f"{path}.{key}")]
     return items
+
+
+def spelled_out(section: Any, name: str | None) -> Any:
+    """A section that was written as plain text, or has one under other keys, with the text under the key `name`."""
+    if isinstance(section, str) and name is not None:
+        return {name: section}
+    if isinstance(section, Mapping) and TEXT in section:
+        section = merge({} if name is None else {name: section[TEXT]}, section)
+        del section[TEXT]
+    return section
 
 
 def override(data: Mapping[str, Any], assignments: Iterable[str]) -> Tree:

@@ -150,11 +150,16 @@ def _json(path: Path, columns: list[str]) -> Iterator[tuple[str, Any]]:
         yield f"{path}: item {number}", row
 
 
-def _separated(path: Path, **dialect: Any) -> Iterator[tuple[str, Any]]:
+def _separated(path: Path, columns: list[str], **dialect: Any) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB a field is shorter than documents are
     reader = csv.reader(read_lines(path), strict=True, **dialect)
     try:
         header = next(reader, [])
+        for column in columns:
+            if header.count(column) > 1:
+                raise UserError(
+                    f"{path}:1: {header.count(column)} columns are called '{column}'; give each a name of its own"
+                )
         for row in reader:
             where = f"{path}:{reader.line_num}"
             if row and len(row) != len(header):
@@ -166,12 +171,12 @@ def _separated(path: Path, **dialect: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _csv(path: Path, columns: list[str]) -> Iterator[tuple[str, Any]]:
-    return _separated(path)
+    return _separated(path, columns)
 
 
 def _tsv(path: Path, columns: list[str]) -> Iterator[tuple[str, Any]]:
     """Tab-separated values as IANA registers them: no quoting, so a quotation mark is a character like any other."""
-    return _separated(path, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return _separated(path, columns, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
 def _parquet(path: Path, columns: list[str]) -> Iterator[tuple[str, Any]]:

@@ -102,19 +102,19 @@ def _dataset(source: SourceConfig) -> Table:
         names = _heads(wanted, dataset.column_names)
         for number, row in enumerate(dataset.select_columns(names)):
             where = f"{describe(source)}: row {number}"
-            yield where, {name: _named(row[name], dataset.features[name], where) for name in names}
+            yield where, {name: _named(row[name], dataset.features[name]) for name in names}
 
     return Table(read=rows, columns=dataset.column_names)
 
 
-def _named(value: Any, feature: Any, where: str) -> Any:
+def _named(value: Any, feature: Any) -> Any:
     """`value` with the numbers of ClassLabel features, however deep, replaced by their names; -1, for no label, by None."""
     if isinstance(value, Mapping):
         inside = feature if isinstance(feature, Mapping) else getattr(feature, "feature", {})
-        return {name: _named(item, inside.get(name), where) for name, item in value.items()}
+        return {name: _named(item, inside.get(name)) for name, item in value.items()}
     if isinstance(value, list):
         inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
-        return [_named(item, inner, where) for item in value]
+        return [_named(item, inner) for item in value]
     names = getattr(feature, "names", None)
     if names is None or not isinstance(value, int):
         return value

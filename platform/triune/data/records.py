@@ -19,7 +19,6 @@ from triune.objectives.record import Field, Record
 
 _SHOWN = 160  # characters of a value or a row in a complaint
 _TURNS = {"system": "system", "prompt": "user", "response": "assistant"}  # columns that make messages -> role
-_EMPTY = ("labels", "answers")  # kinds for which nothing is a value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +168,7 @@ class _Reader:
             return found, value
         known = [str(name) for name in self.table.columns or row]
         raise UserError(
-            f"{where}: no column '{column}' among {', '.join(known) or 'none'}{nearest(column, known)}\n"
+            f"{where}: no column '{column}' among {', '.join(known) or 'none'}{nearest(column, known)}{_separators(known)}\n"
             f"  it should hold {field.name}: {field.meaning}; say where that is with columns: {{{field.name}: <column>}}\n"
             f"  the row: {_shown(dict(row))}"
         )
@@ -184,8 +183,6 @@ class _Reader:
         return True, [{"role": _TURNS[name], "content": value} for name, (_, value) in cells.items()]
 
     def value(self, field: Field, cell: Any, where: str) -> Any:
-        if cell is None and field.kind not in _EMPTY:
-            cell = ""
         try:
             return convert(field.kind, cell)
         except UnfitError as error:
@@ -211,7 +208,7 @@ class _Reader:
 
     def check_answers(self, values: Mapping[str, Any], where: str) -> None:
         """Every answer stands in the context where it says."""
-        context = values.get("context")
+        context: Any = values.get("context")
         answers = [answer for field in self.fields if field.kind == "answers" for answer in values.get(field.name, ())]
         for answer in answers if isinstance(context, str) else ():
             if not context.startswith(answer.text, answer.start):
@@ -245,6 +242,13 @@ def _reach(row: Mapping[str, Any], column: str) -> tuple[bool, Any]:
     head, _, tail = column.partition(".")
     inner = row.get(head)
     return _reach(inner, tail) if tail and isinstance(inner, Mapping) else (False, None)
+
+
+def _separators(known: Sequence[str]) -> str:
+    """A hint where a header is one column that looks like several."""
+    if len(known) == 1 and any(separator in known[0] for separator in ",;\t|"):
+        return "; this header is a single column: columns stand apart by commas in csv and by tabs in tsv"
+    return ""
 
 
 def _shown(value: Any) -> str:

@@ -7,7 +7,7 @@ import json
 import re
 import tempfile
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -105,7 +105,7 @@ class Tokenizer:
 
         A token stands for text[start:end] without white space at its ends: the blank that byte-level BPE and SentencePiece
         put before a word is not counted, and a token of nothing but blanks has start = end. Tokens that share a character
-        (bytes of an emoji) each stand for all of it.
+        (bytes of an emoji) each stand for all of it, and an accent that normalisation drops belongs to its letter.
         """
         cut = [list(pieces(text)) for text in texts]
         encodings = iter(self._encoder.encode_batch([p for parts in cut for p in parts], add_special_tokens=False))
@@ -117,7 +117,7 @@ class Tokenizer:
             ids.append(np.array(encoding.ids, dtype=self.dtype))
             offsets.append(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) + before)
             before += len(part)
-        return np.concatenate(ids), _trimmed(np.concatenate(offsets), text)
+        return np.concatenate(ids), _spans(np.concatenate(offsets), text)
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `ids`; with `skip_special_tokens` without the special ones."""
@@ -143,6 +143,35 @@ class Tokenizer:
     def frame(self, family: str) -> Frame:
         """The special tokens that stand around a text, and a pair of texts, for a model of `family`; see `frame_of`."""
         return frame_of(json.loads(self._files[_DEFINITION]), self._backend, self.vocabulary, family)
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]], *, reply: bool) -> str:
+        """A conversation as the tokenizer's own chat template writes it, special tokens spelled out.
+
+        Args:
+            messages: each with a `role` and its `content`.
+            reply: whether to end with what stands before a reply of the assistant.
+
+        Raises UserError where the tokenizer brings no template, or its template refuses these messages.
+        """
+        from jinja2 import TemplateError
+
+        if self._chat.chat_template is None:
+            raise UserError("this tokenizer brings no chat template; set objective.template to chatml or speakers")
+        try:
+            chat = [dict(message) for message in messages]
+            return str(self._chat.apply_chat_template(chat, tokenize=False, add_generation_prompt=reply))
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise UserError(f"the tokenizer's chat template refuses turns of {roles}: {error}") from error
+
+    @cached_property
+    def _chat(self) -> Any:
+        """The tokenizer as `transformers` opens it, for its chat template."""
+        import transformers
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder)
+            return transformers.AutoTokenizer.from_pretrained(folder)
 
     @cached_property
     def tokens(self) -> dict[str, int]:
@@ -251,15 +280,25 @@ def pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _trimmed(offsets: np.ndarray, text: str) -> np.ndarray:
-    """`offsets` [n, 2] into `text` without the white space at the ends of each."""
+def _spans(offsets: np.ndarray, text: str) -> np.ndarray:
+    """`offsets` [n, 2] into `text` without the white space at the ends of each, and with the accents left over behind it."""
     places = np.arange(len(text) + 1)
     blank = np.array([letter.isspace() for letter in text], dtype=bool)
-    ahead = np.append(np.where(blank, len(text), places[:-1]), len(text))  # [len + 1] place itself, or the end
-    ahead = np.minimum.accumulate(ahead[::-1])[::-1]  # the first character at or after a place that is not blank
     behind = np.maximum.accumulate(np.append(0, np.where(blank, 0, places[1:])))  # behind the last one before a place
-    starts = np.minimum(ahead[offsets[:, 0]], offsets[:, 1])
-    return np.stack([starts, np.maximum(behind[offsets[:, 1]], starts)], axis=1)
+    starts = np.minimum(_next(~blank)[offsets[:, 0]], offsets[:, 1])
+    ends = np.maximum(behind[offsets[:, 1]], starts)
+    covers = np.zeros(len(text) + 1, dtype=np.int64)
+    np.add.at(covers, starts, 1)
+    np.add.at(covers, ends, -1)
+    loose = np.array([unicodedata.category(letter)[0] == "M" for letter in text], dtype=bool)
+    loose &= np.cumsum(covers)[:-1] == 0
+    return np.stack([starts, np.where(ends > starts, _next(~loose)[ends], ends)], axis=1)
+
+
+def _next(wanted: np.ndarray) -> np.ndarray:
+    """[n + 1] the first place at or behind each that is `wanted` [n], or n."""
+    places = np.append(np.where(wanted, np.arange(len(wanted)), len(wanted)), len(wanted))
+    return np.minimum.accumulate(places[::-1])[::-1]
 
 
 def _is_letter(text: str) -> bool:

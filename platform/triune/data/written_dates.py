@@ -35,12 +35,12 @@ def written_dates(examples: int, seed: int) -> Iterator[tuple[str, str]]:
 def written_date(seed: int, index: int) -> tuple[str, str]:
     """The (source, target) pair that (seed, index) draws. Source alone decides target, for any seed and index."""
     draw = random.Random(f"{seed} {index}")
-    spell = _value(draw, draw.choices(list(_SHARES), list(_SHARES.values()))[0])
+    spell = value_of(draw, draw.choices(list(_SHARES), list(_SHARES.values()))[0])
     source, target = draw.sample(LANGUAGES, 2)
     return f"{source} → {target}: {_plain(spell(source))}", _plain(spell(target))
 
 
-def _value(draw: random.Random, kind: str) -> _Spell:
+def value_of(draw: random.Random, kind: str) -> _Spell:
     """A date or number drawn, as a function of the language it is written in.
 
     Only spellings that lose nothing: CLDR's medium dates coincide with its long ones in some languages and its short
