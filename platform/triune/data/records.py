@@ -108,8 +108,8 @@ def _fingerprint(parts: list[list[Record]]) -> str:
     return digest.hexdigest()
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, default=vars, ensure_ascii=False, sort_keys=True)
+#: a value of a record as text, always the same
+_json = json.JSONEncoder(default=vars, ensure_ascii=False, sort_keys=True).encode
 
 
 def _check_columns(source: SourceConfig, fields: Sequence[Field]) -> None:
@@ -133,6 +133,8 @@ class _Reader:
         if source.target_column is not None:
             self.mapped.setdefault("target", source.target_column)
         self.fields, self.table = fields, table
+        self.lists = [field for field in fields if field.kind in ("words", "tags")]
+        self.answers = [field.name for field in fields if field.kind == "answers"]
         self.columns = {
             field.name: self.mapped.get(field.name, table.usual.get(field.kind, field.name)) for field in fields
         }
@@ -154,8 +156,10 @@ class _Reader:
             found, cell = self.cell(field, where, row)
             if found and not (field.optional and is_blank(cell)):
                 values[field.name] = self.value(field, cell, where)
-        self.check_lengths(values, row, where)
-        self.check_answers(values, where)
+        if self.lists:
+            self.check_lengths(values, row, where)
+        if self.answers:
+            self.check_answers(values, where)
         return Record(where, values, self.key(values, row))
 
     def cell(self, field: Field, where: str, row: Mapping[str, Any]) -> tuple[bool, Any]:
@@ -192,8 +196,7 @@ class _Reader:
 
     def check_lengths(self, values: Mapping[str, Any], row: Mapping[str, Any], where: str) -> None:
         """Every word has one tag of each kind."""
-        lists = [field for field in self.fields if field.kind in ("words", "tags") and field.name in values]
-        for first, second in pairwise(lists):
+        for first, second in pairwise(field for field in self.lists if field.name in values):
             if len(values[first.name]) != len(values[second.name]):
                 raise UserError(
                     f"{where}: {len(values[first.name])} {first.name} and {len(values[second.name])} {second.name}, which "
@@ -209,7 +212,7 @@ class _Reader:
     def check_answers(self, values: Mapping[str, Any], where: str) -> None:
         """Every answer stands in the context where it says."""
         context: Any = values.get("context")
-        answers = [answer for field in self.fields if field.kind == "answers" for answer in values.get(field.name, ())]
+        answers = [answer for name in self.answers for answer in values.get(name, ())]
         for answer in answers if isinstance(context, str) else ():
             if not context.startswith(answer.text, answer.start):
                 place = context.find(answer.text)
@@ -223,8 +226,7 @@ class _Reader:
         """A context with its answers goes to one side of the split with all its questions."""
         if self.table.key is not None:
             return str(row[self.table.key])
-        has_answers = any(field.kind == "answers" for field in self.fields)
-        return values.get("context") if has_answers else None
+        return values.get("context") if self.answers else None
 
 
 def _resolved(row: Mapping[str, Any], column: str) -> str:
