@@ -32,7 +32,7 @@ _VERBS = {
     "look": "draw an attention pattern with its counts and its cost (`look pattern`)",
 }
 _LOOKS = ("pattern",)
-_VALUED = ("--name", "--overrides", "--devices", "--nodes")
+_VALUED = ("--name", "--overrides", "--devices", "--nodes", "--from")
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
 
 
@@ -91,7 +91,12 @@ def _experiment(verb: str, arguments: list[str]) -> int:
     overrides, rest = _divide(arguments)
     options = _parse(parser, rest, verb)
     experiments = importlib.import_module("triune.experiment")
-    experiment: Experiment = experiments.load(options.config, [*overrides, *_from_options(options)], name=options.name)
+    settings = [*overrides, *_from_options(options)]
+    experiment: Experiment = experiments.load(options.config, settings, name=options.name)
+    if experiment.init.from_ is not None and (verb == "finetune" or experiments.is_task(experiment)):
+        # a mistake in the file is answered at once, above; the weights say what the file leaves open
+        beneath = importlib.import_module("triune.training.inheritance").beneath
+        experiment = experiments.load(options.config, settings, name=options.name, beneath=beneath)
     if options.print_config:
         print(experiments.dump(experiment), end="")
         return 0
@@ -112,6 +117,8 @@ def _experiment_parser(verb: str) -> ArgumentParser:
     parser.add_argument("--print_config", action="store_true", help="print the resolved experiment as YAML and stop")
     parser.add_argument("--devices", type=str, help="short for trainer.devices")
     parser.add_argument("--nodes", type=_typing().PositiveInt, help="short for trainer.num_nodes")
+    if verb in ("finetune", "plan"):
+        parser.add_argument("--from", type=str, dest="source", help="short for init.from: the weights to start from")
     if verb in ("pretrain", "finetune"):
         parser.add_argument("--restart", action="store_true", help="start afresh in a new directory; deletes nothing")
         parser.add_argument("--dry-run", action="store_true", help="do what `triune plan` does")
@@ -125,6 +132,8 @@ def _from_options(options: Namespace) -> Iterator[str]:
     except ValueError as error:
         raise UserError(f"--overrides: {options.overrides!r} cannot be split into a.b=c: {error}") from None
     yield from texts
+    if options.get("source") is not None:
+        yield f"init.from={options.source}"
     if options.devices is not None:
         yield f"trainer.devices={options.devices}"
     if options.nodes is not None:
@@ -132,22 +141,62 @@ def _from_options(options: Namespace) -> Iterator[str]:
 
 
 def _generate(arguments: list[str]) -> int:
-    number = _typing()
-    parser = _parser("generate", "RUN_DIRECTORY")
-    parser.add_argument("run_directory", type=str, help="a run, or a `model/` directory")
-    parser.add_argument("--prompt", type=str, default="", help="text to go on from")
-    parser.add_argument("--max_new_tokens", type=number.PositiveInt, default=100, help="most tokens to write")
-    parser.add_argument("--temperature", type=number.NonNegativeFloat, default=0.8, help="0 takes the likeliest token")
-    parser.add_argument("--top_k", type=number.NonNegativeInt, default=50, help="draw from the k likeliest; 0 is all")
+    parser = _parser("generate", "RUN")
     parser.add_argument(
-        "--top_p", type=number.ClosedUnitInterval, default=1.0, help="draw from the likeliest that make up this share"
+        "run_directory", type=str, help="a run, a `model/` directory, or one of Hugging Face's or a GGUF file"
     )
-    parser.add_argument("--seed", type=number.NonNegativeInt, default=1, help="seed of the draw")
+    parser.add_argument(
+        "--prompt",
+        type=str,
+        help="text to go on from; for an encoder with its mask token, for a span model with <extra_id_0>, ... in the gaps",
+    )
+    parser.add_argument("--input", type=str, help='file of prompts: .jsonl with "prompt", else one a line')
+    parser.add_argument("--output", type=str, help="file for the answers to --input, .jsonl; null prints them")
+    parser.add_argument(
+        "--batch_size", type=_typing().PositiveInt, default=8, help="prompts of --input answered together"
+    )
+    parser.add_argument(
+        "--stream", action=_yes_no(), default=None, help="print the answer as it comes; null does where it can"
+    )
+    parser.add_argument(
+        "--one_by_one", action="store_true", help="an encoder: fill the surest mask first, then read again"
+    )
+    _add_sampling(parser)
     if _wants_help(arguments):
         print(parser.format_help())
         return 0
     options = _parse(parser, arguments, "generate")
     return int(importlib.import_module("triune.run").generate(**options.as_dict()))
+
+
+def _add_sampling(parser: ArgumentParser) -> None:
+    """Options that are fields of `GenerationConfig`; null leaves the choice to the family of the model."""
+    number = _typing()
+    options: list[tuple[str, Any, str]] = [
+        ("max_new_tokens", number.PositiveInt, "most tokens to write; null is 100"),
+        ("min_new_tokens", number.NonNegativeInt, "tokens to write before the text may end"),
+        ("temperature", number.NonNegativeFloat, "0 takes the likeliest token; null is 0.8 for a decoder, else 0"),
+        ("top_k", number.NonNegativeInt, "draw from the k likeliest; 0 is all; null is 50 for a decoder"),
+        ("top_p", number.ClosedUnitInterval, "draw from the likeliest that make up this share"),
+        ("min_p", number.ClosedUnitInterval, "draw from those at least this share as likely as the likeliest"),
+        ("repetition_penalty", number.PositiveFloat, "above 1 makes what was written less likely"),
+        ("beams", number.PositiveInt, "search over so many texts at a time for the likeliest"),
+        ("length_penalty", float, "of a search: above 0 favours long texts; null is 1"),
+        ("n_best", number.PositiveInt, "texts for each prompt"),
+        ("seed", number.NonNegativeInt, "seed of the draw; null is 1"),
+    ]
+    for name, kind, meaning in options:
+        parser.add_argument(f"--{name}", type=kind, help=meaning)
+    parser.add_argument(
+        "--stop",
+        type=str,
+        action="append",
+        help=r"text that ends the answer, not part of it; \n is a line end; may be repeated",
+    )
+
+
+def _yes_no() -> Any:
+    return importlib.import_module("jsonargparse").ActionYesNo(no_prefix="no-")
 
 
 def _import(arguments: list[str]) -> int:

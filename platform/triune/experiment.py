@@ -8,19 +8,22 @@ import math
 import operator
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from triune.adapters.config import AdapterConfig, TuningConfig
 from triune.data.config import DataConfig
 from triune.errors import UserError
 from triune.models.checks import check as check_model
 from triune.models.config import ModelConfig
 from triune.objectives.config import FAMILY, CausalObjective, ObjectiveConfig
+from triune.objectives.task_config import TASK_FAMILIES, TaskConfig
 from triune.tracking.config import TrackingConfig
 from triune.training.config import AdamW, Cosine, InitConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from triune.training.schedules import schedule
-from triune.tree import construct, load_yaml, override, report, to_tree, to_yaml
+from triune.tree import Tree, construct, load_yaml, merge, override, report, to_tree, to_yaml
+from triune.units import Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,39 +33,72 @@ class Experiment:
     Args:
         name: names the run directory and the W&B run; where the file has none of its own, its file name.
         model: the transformer.
-        objective: what it learns to predict.
-        data: the text.
+        objective: what it learns: to predict text, or a supervised task.
+        data: the text, or the labelled records.
         optimizer: how weights move.
         schedule: how the learning rate moves.
         run: length, batch, validation and checkpoints.
         init: what the weights start from.
+        tuning: which weights move, and how fast.
+        adapter: low-rank updates that train in place of the weights; null trains the weights.
+        seeds: runs with as many seeds from run.seed on, with mean and deviation at the end.
         trainer: arguments of Lightning's Trainer, untouched.
         tracking: where the run is followed.
     """
 
     name: str = "unnamed"
     model: ModelConfig = field(default_factory=ModelConfig)
-    objective: ObjectiveConfig = field(default_factory=CausalObjective)
+    objective: ObjectiveConfig | TaskConfig = field(default_factory=CausalObjective)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=AdamW)
     schedule: ScheduleConfig = field(default_factory=Cosine)
     run: RunConfig = field(default_factory=RunConfig)
     init: InitConfig = field(default_factory=InitConfig)
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    adapter: AdapterConfig | None = None
+    seeds: int = 1
     trainer: dict[str, Any] = field(default_factory=dict)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
-def load(path: str | os.PathLike[str], overrides: Iterable[str] = (), name: str | None = None) -> Experiment:
+def load(
+    path: str | os.PathLike[str],
+    overrides: Iterable[str] = (),
+    name: str | None = None,
+    beneath: Callable[[Tree], Mapping[str, Any]] | None = None,
+) -> Experiment:
     """The experiment in the YAML file at `path`, with `a.b=c` assignments over it and `name` over both.
 
     A name is never inherited from a `base:`, so that two files never share a run directory by accident.
+
+    Args:
+        path: the file.
+        overrides: assignments.
+        name: of the run.
+        beneath: given what file and assignments say, the plain settings under them (those of weights that fine-tuning starts from).
+
     Raises UserError that lists what is unreadable, unknown or of a wrong type.
     """
     data = override(load_yaml(path), overrides)
     own = {os.path.normpath(path), "command line"}
     if name or "name" not in data or data.origin["name"].file not in own:
         data.put("name", name or os.path.splitext(os.path.basename(path))[0], data.origin.get("name"))
-    return construct(Experiment, data)
+    if beneath is not None:
+        data = merge(beneath(data), data)
+    return _with_batch(construct(Experiment, data))
+
+
+def _with_batch(experiment: Experiment) -> Experiment:
+    """The experiment with `run.batch_rows` as tokens."""
+    rows = experiment.run.batch_rows
+    if rows is None or rows < 1:
+        return experiment
+    return replace(experiment, run=replace(experiment.run, batch_tokens=Count(rows * _row(experiment))))
+
+
+def is_task(experiment: Experiment) -> bool:
+    """Whether the objective is a supervised task, which reads labelled records."""
+    return experiment.objective.kind in TASK_FAMILIES
 
 
 def dump(experiment: Experiment) -> str:
@@ -93,7 +129,14 @@ _BOUNDS = {
         (_FROM_0, "data.workers data.seed"),
         (_FROM_1, "objective.mean_span run.tokens run.batch_tokens run.micro_batch run.validate_tokens"),
         (_FROM_1, "data.rows.length data.rows.multiple_of data.tokenizer.vocabulary data.tokenizer.sample_bytes"),
-        (_FROM_1, "tracking.log_every"),
+        (
+            _FROM_1,
+            "tracking.log_every seeds run.batch_rows run.patience objective.stride objective.answer_length objective.beams",
+        ),
+        (_FROM_1, "objective.target_length objective.reply_length objective.history objective.context_length"),
+        (_ABOVE_0, "run.epochs objective.scale"),
+        (_Bound("2 or more", lambda value: value >= 2), "objective.candidates"),
+        (_SHARE, "objective.threshold"),
         (_SHARE, "objective.rate objective.mask_share objective.random_share objective.minimum objective.maximum"),
         (_SHARE, "objective.suffix_first objective.infill_rate objective.permute_sentences objective.rotate"),
         (_SHARE, "objective.delete_rate schedule.final"),
@@ -111,7 +154,7 @@ def check(experiment: Experiment) -> None:
     """
     report(_out_of_bounds(experiment))  # the rest divides by some of these
     problems: list[str] = []
-    for test in (_name, _family, _model, _rows, _length, _schedule, _data, _init):
+    for test in (_name, _family, _model, _rows, _length, _schedule, _data, _init, _supervised):
         try:
             problems.extend(test(experiment))
         except UserError as error:
@@ -136,20 +179,21 @@ def _name(experiment: Experiment) -> Iterator[str]:
 
 def _family(experiment: Experiment) -> Iterator[str]:
     kind, family = experiment.objective.kind, experiment.model.family
-    if FAMILY[kind] != family:
-        fitting = " or ".join(kind for kind, served in FAMILY.items() if served == family)
+    served = TASK_FAMILIES[kind] if is_task(experiment) else (FAMILY[kind],)
+    if family not in served:
+        able = {**{kind: (of,) for kind, of in FAMILY.items()}, **TASK_FAMILIES}
+        fitting = " or ".join(kind for kind, families in able.items() if family in families)
+        families = "' or '".join(served)
         yield (
-            f"objective.kind: '{kind}' trains a model.family of '{FAMILY[kind]}', not '{family}'; "
-            f"use model.family={FAMILY[kind]}, or objective.kind={fitting}"
+            f"objective.kind: '{kind}' trains a model.family of '{families}', not '{family}'; "
+            f"use model.family={served[0]}, or objective.kind={fitting}"
         )
 
 
 def _model(experiment: Experiment) -> Iterator[str]:
     check_model(experiment.model)
-    for option, kind, wanted in (
-        ("head.kind", experiment.model.head.kind, "vocabulary"),
-        ("input.kind", experiment.model.input.kind, "tokens"),
-    ):
+    heads = () if is_task(experiment) else (("head.kind", experiment.model.head.kind, "vocabulary"),)
+    for option, kind, wanted in (*heads, ("input.kind", experiment.model.input.kind, "tokens")):
         if kind != wanted:
             yield (
                 f"model.{option}: '{kind}' is built, imported and exported, but objective.kind='{experiment.objective.kind}' "
@@ -185,7 +229,7 @@ def _length(experiment: Experiment) -> Iterator[str]:
     if run.batch_tokens < least:
         over = f" on each of {processes} devices" if processes > 1 else ""
         yield f"run.batch_tokens: {run.batch_tokens} is less than one row of {_row(experiment)} tokens{over}; use at least {least}"
-    if run.tokens < run.batch_tokens and _max_steps(experiment) is None:
+    if run.epochs is None and run.tokens < run.batch_tokens and _max_steps(experiment) is None:
         yield (
             f"run.tokens: {run.tokens} is less than one optimizer step of run.batch_tokens={run.batch_tokens}; "
             f"use at least {run.batch_tokens}"
@@ -217,7 +261,7 @@ def _data(experiment: Experiment) -> Iterator[str]:
         return
     for part, sources in (("train", data.train), ("validation", data.validation)):
         for index, source in enumerate(sources):
-            if source.target_column is None:
+            if not source.is_paired:
                 path = f"data.{part}.{index}.target_column"
                 yield f"{path}: null, but objective.kind=translation reads pairs; name the column of the target text"
 
@@ -237,6 +281,20 @@ def _init(experiment: Experiment) -> Iterator[str]:
     changed = [key for key, value in to_tree(init).items() if value != to_tree(InitConfig())[key]]
     if changed and not init.sources:
         yield f"init.{changed[0]}: says how weights are taken over, but none are named; set init.from, or init.encoder and init.decoder"
+
+
+def _supervised(experiment: Experiment) -> Iterator[str]:
+    run = experiment.run
+    if is_task(experiment):
+        if experiment.data.tokenizer.kind != "pretrained":
+            yield (
+                f"data.tokenizer.kind: {experiment.data.tokenizer.kind} is trained on text, and labelled records are no corpus; give "
+                "init.from, whose tokenizer is taken, or data.tokenizer: {kind: pretrained, path: ...}"
+            )
+        return
+    for option, value in (("run.epochs", run.epochs), ("run.patience", run.patience), ("run.best", run.best)):
+        if value is not None and option != "run.patience":
+            yield f"{option}: {value} is for supervised tasks; objective.kind='{experiment.objective.kind}' has run.tokens and the loss"
 
 
 def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -261,6 +319,8 @@ CONTINUE_MAY_CHANGE = (
     "model.feed_forward.chunk",
     "model.loss_chunk",
     "run.tokens",
+    "run.epochs",
+    "run.patience",
     "run.micro_batch",
     "run.validate_every",
     "run.validate_tokens",

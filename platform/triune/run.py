@@ -6,8 +6,10 @@ Each verb of the command line is one function here: prepare, plan, pretrain (and
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -15,30 +17,50 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from triune import experiment as experiments
+from triune.adapters.placement import merged_copy
+from triune.adapters.tuning import prepare as prepare_model
 from triune.assembly import Parts, assemble, data_module, round_up, row_length
 from triune.data.module import TextDataModule
 from triune.data.prepare import prepare as prepare_data
+from triune.data.rows import Rows
 from triune.errors import UserError
+from triune.exchange.adapter_files import save_adapter
 from triune.exchange.model_directory import describe, save_model
 from triune.experiment import Experiment
 from triune.models.factory import Transformer
 from triune.models.factory import build as build_model
 from triune.tracking import report as reports
-from triune.tracking.loggers import address_of, build_loggers, finish, identity_of, log_checkpoint, rewind
+from triune.tracking.identity import Origin
+from triune.tracking.loggers import (
+    address_of,
+    build_loggers,
+    finish,
+    identity_of,
+    log_checkpoint,
+    log_model,
+    maker_of,
+    rewind,
+)
 from triune.tracking.peaks import Peak, device_peak
 from triune.tracking.progress import StatusBar
 from triune.tracking.throughput import Throughput
 from triune.training.checkpoints import FILE, RunCheckpoints, latest_checkpoint
 from triune.training.conversion import Conversion
+from triune.training.evaluation import evaluate
 from triune.training.module import TransformerModule
-from triune.training.outcome import Outcome, baselines, outcome, text_accuracy
+from triune.training.outcome import Outcome, baselines, final_figures, outcome, text_accuracy
 from triune.training.plan import plan_report, training_flops
 from triune.training.precision import default_precision
 from triune.training.run_directory import RunDirectory, write_atomically
-from triune.training.samples import SampleTable, complete, write_samples
+from triune.training.samples import SampleTable, write_samples
 from triune.training.schedules import schedule
+from triune.training.seeds import summary
+from triune.training.task_callbacks import Patience, TaskMetrics, metric_name
+from triune.training.task_outcome import PREDICTIONS, SAMPLES, Before, load_best, scores, write_predictions
+from triune.training.task_samples import task_samples
 from triune.training.trainer import accelerator_of, build_trainer, check_trainer, world_size
-from triune.training.weights import Start, load_model, read_start
+from triune.training.weights import Start, read_start
+from triune.training.writing import generate as write_answers
 
 
 def prepare(experiment: Experiment) -> int:
@@ -83,30 +105,9 @@ def plan(experiment: Experiment) -> int:
     return 0
 
 
-def generate(
-    run_directory: str,
-    prompt: str,
-    max_new_tokens: int = 100,
-    temperature: float = 0.8,
-    top_k: int = 50,
-    top_p: float = 1.0,
-    seed: int = 1,
-) -> int:
-    """Print what a trained model makes of `prompt`; the exit code."""
-    model, saved = load_model(run_directory)
-    print(
-        complete(
-            model,
-            saved,
-            prompt,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-        )
-    )
-    return 0
+def generate(run_directory: str, **options: Any) -> int:
+    """Print, or write to a file, what a trained model makes of a person's texts (see `writing.generate`); the exit code."""
+    return write_answers(run_directory, **options)
 
 
 def pretrain(experiment: Experiment, *, stage: str = "pretrain", restart: bool = False) -> int:
@@ -123,29 +124,54 @@ def pretrain(experiment: Experiment, *, stage: str = "pretrain", restart: bool =
     check_trainer(experiment.trainer)
     if stage == "finetune" and not experiment.init.sources:
         raise UserError(
-            "init.from: fine-tuning starts from weights; give a run directory, a checkpoint or a model/ directory"
+            "init.from: fine-tuning starts from weights; give a run directory, a checkpoint or a model/ directory (FROM=...)"
         )
-    directory = _open_directory(experiment, stage, restart=restart)
-    report = directory.report()
-    if report is not None and report["steps"] >= experiments.total_steps(experiment):
-        print(
-            f"{directory.path}: this run is complete ({report['steps']:,} steps). Raise run.tokens to go on, or start afresh with RESTART=1."
-        )
-        reports.final_report(Outcome.from_dict(report).report)
+    if experiment.seeds == 1:
+        result = train(experiment, stage, restart=restart)
+        if result is not None:
+            reports.final_report(result.report)
         return 0
+    return _seeds(experiment, stage, restart=restart)
 
+
+def _seeds(experiment: Experiment, stage: str, *, restart: bool) -> int:
+    """The same run with several seeds, one after the other, then mean and deviation."""
+    results = []
+    for seed in range(experiment.run.seed, experiment.run.seed + experiment.seeds):
+        run = dataclasses.replace(experiment.run, seed=seed)
+        one = dataclasses.replace(experiment, run=run, seeds=1, name=f"{experiment.name}-seed-{seed}")
+        result = train(one, stage, restart=restart)
+        if result is None:  # a rank above 0, or stopped early: the same command goes on
+            return 0
+        results.append(result)
+    directory = Path(experiment.run.directory) / stage
+    found = summary([result.report for result in results], title=f"{stage} {experiment.name}: {len(results)} seeds")
+    write_atomically(directory / f"{experiment.name}-seeds.json", json.dumps(found.as_dict(), indent=2) + "\n")
+    reports.seeds_report(found)
+    return 0
+
+
+def train(experiment: Experiment, stage: str, *, restart: bool = False) -> Outcome | None:
+    """One run, to its end, or what it reported where it is complete; None on a rank above 0 and for a run stopped from outside."""
+    directory = _open_directory(experiment, stage, restart=restart)
+    if not experiments.is_task(experiment):  # a task's settings are whole only once its data are read
+        check_same(directory, experiment)
+        if (done := _completed(directory, experiments.total_steps(experiment))) is not None:
+            return done
     start = _start(experiment, directory)
-    parts = assemble(experiment)
+    parts = assemble(experiment, known=_known_task(experiment, directory, start))
     experiment = parts.experiment
+    if parts.supervision is not None:
+        check_same(directory, experiment)
+        if (done := _completed(directory, parts.total_steps)) is not None:
+            return done
     pl.seed_everything(experiment.run.seed, workers=True, verbose=False)
     model = build_model(experiment.model)
-    conversion = start.fill(model, parts.prepared.tokenizer) if start else None
+    conversion = start.fill(model, parts.tokenizer) if start and not experiment.init.fresh else None
+    origins = start.origins if start else []
     del start  # as many bytes as the model, and never read again
     experiment = dataclasses.replace(experiment, name=directory.path.name)
-    result = _train(dataclasses.replace(parts, experiment=experiment), model, directory, stage, conversion)
-    if result is not None:
-        reports.final_report(result.report)
-    return 0
+    return _train(dataclasses.replace(parts, experiment=experiment), model, directory, stage, conversion, origins)
 
 
 def _start(experiment: Experiment, directory: RunDirectory) -> Start | None:
@@ -158,15 +184,46 @@ def _start(experiment: Experiment, directory: RunDirectory) -> Start | None:
     return start
 
 
+def _known_task(experiment: Experiment, directory: RunDirectory, start: Start | None) -> Mapping[str, Any] | None:
+    """The task, with its classes, that the weights know: of the run that goes on, or of what it starts from."""
+    if not experiments.is_task(experiment):
+        return None
+    if start is not None:
+        return start.task
+    if not directory.started:
+        return None
+    before = experiments.load(directory.experiment).objective
+    return {"objective": {"kind": before.kind}, "labels": getattr(before, "labels", None)}
+
+
+def _completed(directory: RunDirectory, steps: int) -> Outcome | None:
+    """What a complete run reported, after a line that says so; None where there is more to train."""
+    report = directory.report()
+    if report is None or (report["steps"] < steps and not report.get("ended_early")):
+        return None
+    print(
+        f"{directory.path}: this run is complete ({report['steps']:,} steps). Raise run.tokens to go on, or start afresh with RESTART=1."
+    )
+    return Outcome.from_dict(report)
+
+
 def _train(
-    parts: Parts, model: Transformer, directory: RunDirectory, stage: str, conversion: Conversion | None
+    parts: Parts,
+    model: Transformer,
+    directory: RunDirectory,
+    stage: str,
+    conversion: Conversion | None,
+    origins: Sequence[Origin],
 ) -> Outcome | None:
     """Fit, validate, save and sum up; None on a rank above 0 and for a run that was stopped early."""
     experiment = parts.experiment
     checkpoint = latest_checkpoint(directory.checkpoints)
-    loggers = _loggers(parts, model, directory, stage, checkpoint)
+    before = _before(parts, model, directory) if parts.supervision else None
+    trains = prepare_model(model, experiment.tuning, experiment.adapter)
+    loggers = _loggers(parts, model, directory, stage, checkpoint, origins)
     peak = _peak(experiment.trainer)
     module = _module(parts, model, peak, identity_of(loggers))
+    callbacks = _callbacks(parts, module, directory, loggers, before)
     trainer, how = build_trainer(
         experiment.trainer,
         experiment.run,
@@ -174,27 +231,32 @@ def _train(
         total_steps=parts.total_steps,
         validate_steps=parts.validate_steps,
         loggers=loggers,
-        callbacks=_callbacks(parts, module, directory, loggers),
+        callbacks=callbacks,
     )
     if trainer.is_global_zero:
         directory.path.mkdir(parents=True, exist_ok=True)
-        parts.prepared.tokenizer.save(directory.tokenizer)
+        parts.tokenizer.save(directory.tokenizer)
         write_atomically(directory.experiment, experiments.dump(experiment))
+        if before is not None and checkpoint is None:
+            before.write(directory.before)
         if conversion is not None:
             write_atomically(directory.conversion, f"{conversion}\n")
             print(f"{conversion}\n")
-        print(_opening(parts, model, directory, how, checkpoint))
+        print(_opening(parts, model, directory, how, checkpoint, trains))
     rewind(loggers, int(checkpoint.name.removeprefix("step-")) if checkpoint else 0)
     data = data_module(parts)
     failed = True
     try:
         trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint / FILE) if checkpoint else None)
-        reached = trainer.global_step >= parts.total_steps
+        early = any(isinstance(callback, Patience) and callback.exhausted for callback in callbacks)
+        reached = trainer.global_step >= parts.total_steps or early
         if reached and module.validated_step != trainer.global_step:
             trainer.validate(module, datamodule=data, verbose=False)
         failed = False
         if reached and trainer.is_global_zero:
-            return _finish(parts, module, data, directory, address_of(loggers), peak)
+            if before is not None:
+                return _finish_task(parts, module, before, directory, loggers, peak, ended_early=early)
+            return _finish(parts, module, data, directory, loggers, peak)
         if trainer.is_global_zero:  # trainer.max_time, or a callback of the user's
             print(f"stopped at step {trainer.global_step:,} of {parts.total_steps:,}; the same command goes on")
         return None
@@ -203,7 +265,12 @@ def _train(
 
 
 def _loggers(
-    parts: Parts, model: Transformer, directory: RunDirectory, stage: str, checkpoint: Path | None
+    parts: Parts,
+    model: Transformer,
+    directory: RunDirectory,
+    stage: str,
+    checkpoint: Path | None,
+    origins: Sequence[Origin],
 ) -> list[Logger]:
     experiment = parts.experiment
     saved = None
@@ -217,14 +284,15 @@ def _loggers(
         job_type=stage,
         tags=[experiment.model.family, experiment.objective.kind, *_patterns(model)],
         resolved_config=experiments.to_tree(experiment),
-        facts={"parameters": _size(model), "data": parts.prepared.fingerprint},
+        facts={"parameters": _size(model), "data": parts.fingerprint},
+        origins=origins,
         saved_identity=saved,
     )
 
 
 def _module(parts: Parts, model: Transformer, peak: Peak | None, wandb: dict[str, Any] | None) -> TransformerModule:
     experiment, run = parts.experiment, parts.experiment.run
-    fingerprint = parts.prepared.tokenizer.fingerprint
+    task = parts.supervision.described if parts.supervision else None
     return TransformerModule(
         model=model,
         objective=parts.objective,
@@ -241,20 +309,22 @@ def _module(parts: Parts, model: Transformer, peak: Peak | None, wandb: dict[str
             peak_flops=peak.flops * world_size(experiment.trainer) if peak else None,
         ),
         description={
-            **describe(model, objective=experiment.objective.kind, tokenizer=fingerprint),
+            **describe(model, objective=experiment.objective.kind, tokenizer=parts.tokenizer.fingerprint, task=task),
+            "adapter": None if experiment.adapter is None else experiments.to_tree(experiment.adapter),
             "wandb": wandb,
         },
         bytes_per_token=parts.bytes_per_token,
         compile=run.compile,
+        layer_decay=experiment.tuning.layer_decay,
     )
 
 
 def _callbacks(
-    parts: Parts, module: TransformerModule, directory: RunDirectory, loggers: list[Logger]
+    parts: Parts, module: TransformerModule, directory: RunDirectory, loggers: list[Logger], before: Before | None
 ) -> list[Callback]:
     experiment, run = parts.experiment, parts.experiment.run
     bar = [StatusBar(module.status)] if experiment.trainer.get("enable_progress_bar", True) else []
-    table = SampleTable(parts.objective, parts.prepared.tokenizer, parts.validation, experiment.tracking.samples)
+    metric, higher = ("validation/loss", False) if before is None else _best(before, run.best)
     upload = (lambda path, names: log_checkpoint(loggers, path, names)) if experiment.tracking.checkpoints else None
     checkpoints = RunCheckpoints(
         directory.checkpoints,
@@ -262,9 +332,29 @@ def _callbacks(
         batch_tokens=run.batch_tokens,
         total_steps=parts.total_steps,
         validate_steps=parts.validate_steps,
+        metric=metric,
+        higher_is_better=higher,
         on_saved=upload,
     )
-    return [*bar, table, checkpoints]
+    patience = [Patience(metric, higher_is_better=higher, patience=run.patience)] if run.patience else []
+    if parts.supervision is None:
+        rows = cast("Sequence[Rows]", parts.validation)
+        table = SampleTable(parts.objective, parts.tokenizer, rows, experiment.tracking.samples)
+        return [*bar, table, *patience, checkpoints]
+    supervision = parts.supervision
+    return [
+        *bar,
+        TaskMetrics(supervision.task, supervision.data.validation, supervision.encoded),
+        *patience,
+        checkpoints,
+    ]
+
+
+def _best(before: Before, chosen: str | None) -> tuple[str, bool]:
+    try:
+        return before.best(chosen)
+    except KeyError as known:
+        raise UserError(f"run.best: {chosen!r} is no metric of this task; its metrics are {known.args[0]}") from None
 
 
 def _finish(
@@ -272,13 +362,14 @@ def _finish(
     module: TransformerModule,
     data: TextDataModule,
     directory: RunDirectory,
-    wandb: str | None,
+    loggers: list[Logger],
     peak: Peak | None,
 ) -> Outcome:
     """Save `model/`, compare with counting, write a sample and keep the report."""
-    model = module.model.to("cpu").eval()
-    tokenizer, objective = parts.prepared.tokenizer, parts.objective
-    save_model(model, tokenizer, directory.model, objective=objective.kind)
+    assert parts.prepared is not None
+    model = _saved(parts, module, directory, loggers)
+    tokenizer, objective = parts.tokenizer, parts.objective
+    wandb = address_of(loggers)
     result = outcome(
         title=f"{directory.path.parent.name} {directory.path.name}: complete",
         model=f"{parts.experiment.model.family}, {_size(model) / 1e6:.1f}M parameters, {objective.kind}",
@@ -288,7 +379,7 @@ def _finish(
         steps=module.trainer.global_step,
         throughput=module.throughput,
         mfu_against=peak.label if peak else None,
-        samples=write_samples(model, objective, tokenizer, parts.validation, count=1),
+        samples=write_samples(model, objective, tokenizer, cast("Sequence[Rows]", parts.validation), count=1),
         directory=directory.path,
         wandb=wandb,
         following=_following(parts, directory, wandb),
@@ -297,25 +388,100 @@ def _finish(
     return result
 
 
+def _finish_task(
+    parts: Parts,
+    module: TransformerModule,
+    before: Before,
+    directory: RunDirectory,
+    loggers: list[Logger],
+    peak: Peak | None,
+    *,
+    ended_early: bool,
+) -> Outcome:
+    """Take the best checkpoint's weights, save them, measure them on the validation records and keep report and predictions."""
+    assert parts.supervision is not None
+    supervision, task = parts.supervision, parts.supervision.task
+    best = load_best(module.model, directory.checkpoints)
+    model = _saved(parts, module, directory, loggers)
+    found = evaluate(model, task, supervision.data.validation, supervision.encoded)
+    write_predictions(found, directory.path / PREDICTIONS)
+    measured = {metric_name(name): value for name, value in found.values.items()}
+    for logger in loggers:
+        logger.log_metrics(measured, step=module.trainer.global_step)
+    wandb = address_of(loggers)
+    records = supervision.data.validation
+    shown = scores(found, before, task.baseline(supervision.train, records))
+    report = final_figures(
+        title=f"{directory.path.parent.name} {directory.path.name}: {'ended early' if ended_early else 'complete'}",
+        model=f"{parts.experiment.model.family}, {_size(model) / 1e6:.1f}M parameters, {task.kind}; weights of step {best or module.trainer.global_step:,}, the best",
+        scores=shown,
+        steps=module.trainer.global_step,
+        throughput=module.throughput,
+        mfu_against=peak.label if peak else None,
+        samples=[*before.samples, *task_samples(model, task, records, found.predictions, count=SAMPLES)],
+        directory=directory.path,
+        wandb=wandb,
+        following=_following_task(parts, directory, wandb),
+    )
+    result = Outcome(
+        steps=module.trainer.global_step,
+        validation={**module.validation, **measured},
+        baselines={score.name: dict(score.baselines) for score in shown},
+        report=report,
+        ended_early=ended_early,
+    )
+    directory.write_report(result.as_dict())
+    return result
+
+
+def _saved(parts: Parts, module: TransformerModule, directory: RunDirectory, loggers: list[Logger]) -> Transformer:
+    """Write `model/`, and `adapter/` where there is one; the model as it was saved, adapters merged into its weights."""
+    model = module.model.to("cpu").eval()
+    if parts.experiment.adapter is not None:
+        save_adapter(model, directory.path / "adapter", parts.experiment.adapter)
+        model = merged_copy(model).eval()
+    task = parts.supervision.described if parts.supervision else None
+    save_model(
+        model, parts.tokenizer, directory.model, objective=parts.objective.kind, wandb=maker_of(loggers), task=task
+    )
+    log_model(loggers, directory.model)
+    return model
+
+
+def _before(parts: Parts, model: Transformer, directory: RunDirectory) -> Before:
+    """How the weights that training starts from do on the validation records; a continued run remembers."""
+    assert parts.supervision is not None
+    supervision = parts.supervision
+    kept = Before.read(directory.before)
+    if kept is not None:
+        return kept
+    return Before.of(model, supervision.task, supervision.data.validation, supervision.encoded)
+
+
 def _open_directory(experiment: Experiment, stage: str, *, restart: bool) -> RunDirectory:
-    """The run's directory; UserError where another experiment lives there."""
+    """The run's directory, or with `restart` the first free one beside it."""
     directory = RunDirectory(Path(experiment.run.directory) / stage / experiment.name)
     if restart and directory.started:
         fresh = directory.fresh()
         print(f"{directory.path} is left as it is; starting afresh in {fresh.path}")
         return fresh
-    if directory.started:
-        before, now = experiments.load(directory.experiment), experiment
-        if now.model.vocabulary is None:  # there it is resolved: the tokenizer's size
-            now = dataclasses.replace(now, model=dataclasses.replace(now.model, vocabulary=before.model.vocabulary))
-        lines = experiments.differences(before, now)
-        if lines:
-            shown = "\n  ".join(lines[:10]) + (f"\n  … and {len(lines) - 10} more" if len(lines) > 10 else "")
-            raise UserError(
-                f"{directory.path} holds the run of a different experiment; give this one another NAME (--name), "
-                f"or start it afresh with RESTART=1 (--restart)\n  {shown}"
-            )
     return directory
+
+
+def check_same(directory: RunDirectory, now: Experiment) -> None:
+    """UserError where another experiment lives in the directory."""
+    if not directory.started:
+        return
+    before = experiments.load(directory.experiment)
+    if now.model.vocabulary is None:  # there it is resolved: the tokenizer's size
+        now = dataclasses.replace(now, model=dataclasses.replace(now.model, vocabulary=before.model.vocabulary))
+    lines = experiments.differences(before, now)
+    if lines:
+        shown = "\n  ".join(lines[:10]) + (f"\n  … and {len(lines) - 10} more" if len(lines) > 10 else "")
+        raise UserError(
+            f"{directory.path} holds the run of a different experiment; give this one another NAME (--name), "
+            f"or start it afresh with RESTART=1 (--restart)\n  {shown}"
+        )
 
 
 def _size(model: Transformer) -> int:
@@ -339,24 +505,45 @@ def _peak(arguments: dict[str, Any]) -> Peak | None:
     return device_peak(torch.device("cuda" if accelerator == "gpu" else "cpu"), kind)
 
 
-def _opening(parts: Parts, model: Transformer, directory: RunDirectory, how: str, checkpoint: Path | None) -> str:
-    """Two lines before the bar: what trains on what, and where it starts."""
+def _opening(
+    parts: Parts, model: Transformer, directory: RunDirectory, how: str, checkpoint: Path | None, trains: str
+) -> str:
+    """A few lines before the bar: what trains on what, and where it starts."""
     begin = f"continuing from {checkpoint}" if checkpoint else "from the first step"
     rows = sum(map(len, parts.train))
-    return (
-        f"{directory.path}: {parts.experiment.model.family} of {_size(model) / 1e6:.1f}M parameters, {how}\n"
-        f"{parts.total_steps:,} steps of {parts.step_tokens:,} tokens over {rows:,} rows of {parts.length}; {begin}"
-    )
+    lines = [
+        f"{directory.path}: {parts.experiment.model.family} of {_size(model) / 1e6:.1f}M parameters, {how}",
+        f"{parts.total_steps:,} steps of {parts.step_tokens:,} tokens over {rows:,} rows of {parts.length}; {begin}",
+    ]
+    if parts.supervision is None:
+        return "\n".join(lines)
+    steps = f"{parts.total_steps:,} steps of {parts.rows_per_step:,} rows over {rows:,}, up to {parts.length} tokens each; {begin}"
+    told = parts.supervision.task.describe(parts.supervision.train)
+    held = f"{len(parts.supervision.data.validation):,} records to validate on"
+    return "\n".join([lines[0], steps, trains, *([told] if told else []), held])
 
 
 def _following(parts: Parts, directory: RunDirectory, wandb: str | None) -> list[tuple[str, str]]:
     """The next commands a person would want."""
     config, stage, run = directory.experiment, directory.path.parent.name, directory.path
     longer = 2 * parts.total_steps * parts.experiment.run.batch_tokens
-    tokenizer = f"data.tokenizer.kind=pretrained data.tokenizer.path={run}/model"
-    own_text = f"init.from={run} {tokenizer} 'data.train=[{{path: my.txt, document: paragraph}}]'"
     return [
         ("continue it, for as long again", f'make {stage} CONFIG={config} ARGS="run.tokens={longer}"'),
-        ("fine-tune it on text of yours", f'make finetune CONFIG={config} NAME=mine ARGS="{own_text}"'),
+        (
+            "fine-tune it",
+            f'make finetune FROM={run} CONFIG=configs/finetune/classification.yaml ARGS="data.train=my.csv"',
+        ),
+        *([("open its W&B run", wandb)] if wandb else []),
+    ]
+
+
+def _following_task(parts: Parts, directory: RunDirectory, wandb: str | None) -> list[tuple[str, str]]:
+    """The next commands after a fine-tuning."""
+    run = directory.path
+    writes = parts.supervision is not None and parts.supervision.task.head() is None
+    return [
+        ("measure it on other data", f"make evaluate RUN={run} DATA=test.csv"),
+        *([("write with it", f'make generate RUN={run} PROMPT="…"')] if writes else []),
+        ("hand it to transformers", f".venv/bin/triune export {run} exported"),
         *([("open its W&B run", wandb)] if wandb else []),
     ]

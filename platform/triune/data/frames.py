@@ -25,9 +25,7 @@ def frame_of(definition: dict[str, Any], backend: Backend, vocabulary: Vocabular
     from triune.objectives.text import Frame  # brings torch along
 
     if definition.get("post_processor") is not None:
-        found = _declared(backend)
-        # byte-level BPE without a template (GPT-2) adds nothing, and neither do we
-        return found
+        return _declared(backend)  # GPT-2's adds nothing, and neither do we
     before = (vocabulary.opening,) if family != "encoder_decoder" else ()
     after = (vocabulary.closing,) if family != "decoder" else ()
     return Frame(before=before, after=after, pair_before=before, between=after, pair_after=after)

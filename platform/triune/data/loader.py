@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from triune.data.mixture import Mixture, Places
 from triune.data.order import derive
-from triune.data.rows import Rows
+from triune.data.rows import RowSource
 from triune.objectives.base import Objective
 from triune.objectives.batch import Batch, collate
 from triune.objectives.seeding import generator
@@ -29,7 +29,7 @@ _MOST_AHEAD = 8
 class Builder:
     """Rows at their places -> a batch; the corruption of a row depends on its source, epoch and number only."""
 
-    rows: Sequence[Rows]
+    rows: Sequence[RowSource]
     objective: Objective
     seed: int
     length: int | None  # T; None pads to the longest row of the batch

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from triune.data.loader import Builder, StepLoader, TrainStream, ValidationLoader, ValidationStream, deal
 from triune.data.mixture import Mixture, Places
 from triune.data.order import Order, derive
-from triune.data.rows import Rows
+from triune.data.rows import RowSource
 from triune.errors import UserError
 from triune.objectives.base import Objective
 from triune.objectives.batch import Batch
@@ -52,8 +52,8 @@ class TextDataModule(LightningDataModule):
     def __init__(
         self,
         *,
-        train: Sequence[Rows],
-        validation: Sequence[Rows],
+        train: Sequence[RowSource],
+        validation: Sequence[RowSource],
         objective: Objective,
         rows_per_step: int,
         micro_batch: int,
@@ -184,7 +184,7 @@ class TextDataModule(LightningDataModule):
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
 
-def _check_size(train: Sequence[Rows], validation: Sequence[Rows]) -> None:
+def _check_size(train: Sequence[RowSource], validation: Sequence[RowSource]) -> None:
     for number, rows in enumerate(train):
         if not len(rows):
             raise UserError(f"data.train[{number}]: no row comes of it ({rows.plan}); give it text, or leave it out")
@@ -200,7 +200,7 @@ def _check_size(train: Sequence[Rows], validation: Sequence[Rows]) -> None:
         raise UserError(f"data.validation: no row to validate on ({plans}); give more text, or raise validation_share")
 
 
-def _row_weights(train: Sequence[Rows], weights: Sequence[float]) -> list[float]:
+def _row_weights(train: Sequence[RowSource], weights: Sequence[float]) -> list[float]:
     """Weights in tokens -> weights in rows: packed rows are as good as full, others hold their mean."""
     return [
         weight / float(rows.plan.cost.mean()) if rows.bucketed else weight
@@ -208,7 +208,7 @@ def _row_weights(train: Sequence[Rows], weights: Sequence[float]) -> list[float]
     ]
 
 
-def _choose(validation: Sequence[Rows], wanted: int | None) -> Places:
+def _choose(validation: Sequence[RowSource], wanted: int | None) -> Places:
     """The rows of one validation: the first `wanted` of a shuffle of all sources' rows, the same in every run."""
     ends = np.cumsum([len(rows) for rows in validation])
     total = int(ends[-1])

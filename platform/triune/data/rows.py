@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,6 +13,26 @@ from triune.data.packing import Plan, plan
 from triune.data.shards import Shards
 from triune.objectives.base import Objective
 from triune.objectives.batch import Segment
+
+
+class RowSource(Protocol):
+    """Rows that a loader can read: of a corpus (`Rows`) or of labelled records (`TaskRows`)."""
+
+    @property
+    def plan(self) -> Plan:
+        """Which documents share a row."""
+
+    @property
+    def bucketed(self) -> bool:
+        """Whether batches are of rows of like length."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal fingerprints give equal rows."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> list[Any]: ...
 
 
 class Rows:

@@ -31,6 +31,8 @@ class Objective(ABC):
     families: ClassVar[frozenset[str]]
     #: whether each token of the text is predicted once, from those before it, so that bits per byte is defined
     measures_bits_per_byte: ClassVar[bool] = False
+    #: whether the loss is the negative log-likelihood of tokens, so that its exponential is a perplexity
+    measures_perplexity: ClassVar[bool] = True
 
     def __init__(self, config: LossConfig, vocabulary: Vocabulary, context: int) -> None:
         self.config = config

@@ -83,6 +83,11 @@ class Task(Objective):
         self.token_types = token_types
 
     @classmethod
+    def fields_of(cls, config: TaskConfig) -> tuple[Field, ...]:
+        """The columns that the task reads under these settings."""
+        return cls.fields
+
+    @classmethod
     def labels_of(cls, config: TaskConfig, records: Sequence[Record]) -> list[str] | None:
         """The classes of `config`, else those of the training records, sorted; None for a task without classes."""
         return None
@@ -118,19 +123,36 @@ class Task(Objective):
         """Metric -> what a constant answer or chance reaches on `records`; may be empty."""
         return {}
 
-    # ---- what an Objective is ------------------------------------------------------------------------------------
+    def reply_prompts(self, records: Sequence[Record], count: int) -> Sequence[Any]:
+        """Conversations to write a reply to, for a task that learns replies."""
+        return ()
 
-    def check(self, family: str) -> None:
-        """UserError that names the families which can do this task."""
-        served = TASK_FAMILIES[self.kind]
+    def shown(self, prediction: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The part of a prediction that a person reads first."""
+        return {name: value for name, value in prediction.items() if not isinstance(value, list | dict)} or prediction
+
+    @classmethod
+    def check_family(cls, family: str) -> None:
+        """UserError that names the families which can do this task, and the tasks that `family` can do."""
+        served = TASK_FAMILIES[cls.kind]
         if family not in served:
             others = [repr(kind) for kind, families in TASK_FAMILIES.items() if family in families]
             raise UserError(
-                f"objective.kind: '{self.kind}' works from a model of family {' or '.join(served)}, not {family}; "
+                f"objective.kind: '{cls.kind}' works from a model of family {' or '.join(served)}, not {family}; "
                 f"from {family} these do: {', '.join(others)}"
             )
+
+    # ---- what an Objective is ------------------------------------------------------------------------------------
+
+    def check(self, family: str) -> None:
+        """UserError where this task cannot be learned by `family`, or its settings make no sense."""
+        self.check_family(family)
         self._share("label_smoothing", self.config.label_smoothing, "[0, 1)")
         self._check()
+
+    def capacity(self, *, training: bool) -> int:
+        """The longest row of either tower, in tokens: more than `context` where a row holds several documents."""
+        return self.context
 
     def cost(self, lengths: np.ndarray, splits: np.ndarray | None = None) -> np.ndarray:
         return np.asarray(lengths)
@@ -162,6 +184,12 @@ class Task(Objective):
         return replace(
             example, inputs=shifted, source=example.inputs, source_documents=document, source_positions=number
         )
+
+    def _plain_loss(self) -> None:
+        """UserError for settings that only the cross-entropy of classes knows."""
+        for name in ("label_smoothing", "z_loss"):
+            if value := getattr(self.config, name):
+                raise UserError(f"objective.{name}: {value}, but '{self.kind}' has a loss without it; set it to 0")
 
     def pooled_position(self, length: int, pool: str) -> int:
         """Where the target of a whole text of `length` tokens stands: its first token, else its last."""

@@ -32,12 +32,14 @@ class Score:
         value: this run's.
         baselines: name of a baseline ("unigram") -> its value on the same split.
         higher_is_better: true for an accuracy.
+        interval: where the value of 95% of resampled data sets lies; None where it was not asked for.
     """
 
     name: str
     value: float
     baselines: Mapping[str, float] = field(default_factory=dict)
     higher_is_better: bool = False
+    interval: Sequence[float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,38 @@ class FinalReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SeedScore:
+    """A metric over runs that differ in their seed.
+
+    Args:
+        name: the metric.
+        mean: over the runs.
+        deviation: sample standard deviation over the runs.
+        values: of each run.
+    """
+
+    name: str
+    mean: float
+    deviation: float
+    values: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedsReport:
+    """Runs that differ in their seed.
+
+    Args:
+        title: what ended.
+        scores: the metrics.
+        runs: their directories.
+    """
+
+    title: str
+    scores: Sequence[SeedScore]
+    runs: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlanReport:
     """What a run would do.
 
@@ -125,6 +159,21 @@ def final_report(report: FinalReport, console: Console | None = None) -> None:
     console.print(Group(*parts))
     _lines(console, "Where", [("run", report.run_directory), *([("W&B", report.wandb)] if report.wandb else [])])
     _lines(console, "Next", report.next)
+    console.print()
+
+
+def seeds_report(report: SeedsReport, console: Console | None = None) -> None:
+    """Print mean and deviation of each metric over the seeds."""
+    console = console or _console()
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), header_style="")
+    for title, side in (("Validation", "left"), ("mean", "right"), ("deviation", "right"), ("each", "left")):
+        table.add_column(Text(title, style="bold"), justify=side, no_wrap=title != "each")  # type: ignore[arg-type]
+    for score in report.scores:
+        each = ", ".join(map(figure, score.values))
+        table.add_row(literal(score.name), figure(score.mean), figure(score.deviation), each)
+    console.print(_heading(report.title, "mean and sample standard deviation"))
+    console.print(Padding(table, (1, 0, 0, 2), expand=False))
+    _lines(console, "Where", [(f"run {number}", run) for number, run in enumerate(report.runs, 1)])
     console.print()
 
 
@@ -166,6 +215,9 @@ def _scores(scores: Sequence[Score]) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), header_style="")
     table.add_column(Text("Validation", style="bold"), no_wrap=True)
     table.add_column(Text("this run", style="bold"), justify="right", no_wrap=True)
+    intervals = any(score.interval is not None for score in scores)
+    if intervals:
+        table.add_column(Text("95% interval", style="dim"), no_wrap=True)
     for name in names:
         table.add_column(Text(literal(name), style="dim"), justify="right", no_wrap=True)
     for score in scores:
@@ -174,7 +226,8 @@ def _scores(scores: Sequence[Score]) -> RenderableType:
         )
         style = "bold green" if score.baselines and beaten else "bold"
         cells = [figure(score.baselines[name]) if name in score.baselines else "" for name in names]
-        table.add_row(literal(score.name), Text(figure(score.value), style=style), *cells)
+        between = [" to ".join(map(figure, score.interval or ()))] if intervals else []
+        table.add_row(literal(score.name), Text(figure(score.value), style=style), *between, *cells)
     return Padding(table, (1, 0, 0, 2), expand=False)
 
 

@@ -56,6 +56,8 @@ class RunCheckpoints(Checkpoint):
         batch_tokens: tokens of one optimizer step.
         total_steps: optimizer steps of the run; the last one is always saved.
         validate_steps: optimizer steps between two validations.
+        metric: validation metric by which the best checkpoint is chosen.
+        higher_is_better: whether it should rise.
         on_saved: called on rank 0 with the path and the links that point at it (artifact upload).
     """
 
@@ -67,12 +69,16 @@ class RunCheckpoints(Checkpoint):
         batch_tokens: int,
         total_steps: int,
         validate_steps: int,
+        metric: str = "validation/loss",
+        higher_is_better: bool = False,
         on_saved: Callable[[Path, list[str]], None] | None = None,
     ) -> None:
         self.directory = directory
         self.keep = config.keep
         self.total_steps = total_steps
         self.validate_steps = validate_steps
+        self.metric = metric
+        self.sign = -1.0 if higher_is_better else 1.0
         self.on_saved = on_saved
         self.seconds = config.checkpoint_every.amount if config.checkpoint_every.unit == "seconds" else None
         self.every = (
@@ -118,10 +124,11 @@ class RunCheckpoints(Checkpoint):
         """Note a new best and save if one is due, or if this is the best so far."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        loss = float(trainer.callback_metrics["validation/loss"])
-        best = loss < self.best
+        found: Any = pl_module.validation
+        value: float = self.sign * found[self.metric]
+        best = value < self.best
         if best:
-            self.best, self.best_step = loss, trainer.global_step
+            self.best, self.best_step = value, trainer.global_step
         if best or self._due(trainer, trainer.global_step):
             self.save(trainer, pl_module)
 

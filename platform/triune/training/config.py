@@ -141,13 +141,17 @@ class RunConfig:
 
     Args:
         tokens: tokens to train on in all, rows' padding included; `trainer.max_steps` overrides it.
+        epochs: passes over the labelled data, in place of `tokens` (supervised tasks).
         batch_tokens: tokens of one optimizer step over all devices, by accumulation where needed.
+        batch_rows: rows of one optimizer step, in place of `batch_tokens`.
         micro_batch: rows of one forward pass on one device; null is as many as fit in 16,384 tokens.
         validate_every: span between two validations.
         validate_tokens: tokens of one validation, the same each time.
         checkpoint_every: span between two checkpoints; the last step always writes one.
         keep: step checkpoints kept, beside `last` and the best.
         gradient_clip: largest norm of the gradient; 0 clips nothing.
+        best: validation metric by which the best checkpoint is chosen, such as macro_f1 or loss; null is the first of a supervised task, else the loss.
+        patience: validations without a new best after which the run ends (early stopping); null trains to the end.
         average: decay of an exponential moving average of the weights, validated and saved in its place; 0 is none.
         compile: compile the inner model with torch.compile.
         seed: seed of the weights, the order of rows, the corruption and dropout.
@@ -155,13 +159,17 @@ class RunConfig:
     """
 
     tokens: Count = Count(10_000_000)
+    epochs: float | None = None
     batch_tokens: Count = Count(8192)
+    batch_rows: int | None = None
     micro_batch: int | None = None
     validate_every: Interval = _interval("0.25")
     validate_tokens: Count = Count(100_000)
     checkpoint_every: Interval = _interval("0.25")
     keep: int = 2
     gradient_clip: float = 1.0
+    best: str | None = None
+    patience: int | None = None
     average: float = 0.0
     compile: bool = False
     seed: int = 1
@@ -176,6 +184,7 @@ class InitConfig:
         from_: weights for the whole model, of its own family or (encoder, decoder) another; null starts afresh. Written `from` in YAML.
         encoder: weights for the encoder of an encoder_decoder; null with `decoder` set starts it afresh.
         decoder: weights for its decoder; null with `encoder` set starts it afresh.
+        fresh: take shape and tokenizer of `from` only and draw the weights anew: the baseline from scratch of a fine-tuning.
         layers: layers of the source that the model's start from: spread evenly, first or last (a deeper model has new ones at the other end), or a list of one a layer (counted from 0, null is new); null is all, as many as there are.
         decoder_layers: the same for the decoder of an encoder_decoder; null is `layers`.
         cross_attention: what it starts from where the source of the decoder has none: fresh, or the decoder's self_attention.
@@ -186,6 +195,7 @@ class InitConfig:
     from_: str | None = None
     encoder: str | None = None
     decoder: str | None = None
+    fresh: bool = False
     layers: Literal["spread", "first", "last"] | list[int | None] | None = None
     decoder_layers: Literal["spread", "first", "last"] | list[int | None] | None = None
     cross_attention: Literal["fresh", "self_attention"] = "fresh"

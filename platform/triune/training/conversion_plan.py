@@ -14,7 +14,7 @@ from functools import cached_property
 from types import MappingProxyType
 
 from triune.errors import UserError
-from triune.models.config import HeadConfig, ModelConfig
+from triune.models.config import ClassHeadConfig, HeadConfig, ModelConfig
 from triune.training.config import InitConfig
 from triune.training.conversion import Conversion, Fate, Left, Origin, few, shown
 from triune.training.conversion_rows import PartRows, Rows
@@ -66,6 +66,11 @@ class _Plan:
         self.ours = {name: join for join in self.joins for name in (join.tower.stack, join.tower.input)}
 
     @cached_property
+    def keeps_head(self) -> bool:
+        """Whether the source's head must be the model's. A head of classes is a task's own: what it does not share starts anew."""
+        return self.whole and not isinstance(self.model.head, ClassHeadConfig)
+
+    @cached_property
     def new(self) -> Outline:
         """What the model is made of."""
         return Outline.of(self.model)
@@ -99,7 +104,7 @@ class _Plan:
             raise UserError(self._misfit(option, found))
         settings = [*self._stacks(), *self._patterns()]
         for source in self.sources.values():
-            settings += changed_settings(source, self.model, whole=self.whole)
+            settings += changed_settings(source, self.model, whole=self.keeps_head)
         return Conversion(sources=[*self.sources.values()], fates=fates, left=left, settings=settings)
 
     def _shown(self, origin: Origin) -> str:
@@ -135,7 +140,7 @@ class _Plan:
             yield Origin(self.table, name)
         elif module == "head" and self.head is not None:
             source = self.sources[self.head].model
-            if self.whole or type(source.head) is type(self.model.head):
+            if self.keeps_head or type(source.head) is type(self.model.head):
                 yield Origin(self.head, name)
             both = source.tie_embeddings and isinstance(source.head, HeadConfig)
             if not self.whole and name == "head.weight" and name in self.new.tokens and both:
@@ -186,7 +191,7 @@ class _Plan:
     # What may have no counterpart
 
     def _in_head(self, name: str) -> bool:
-        return not self.whole and name.startswith("head.")
+        return not self.keeps_head and name.startswith("head.")
 
     def _may_be_fresh(self, name: str) -> str | None:
         """Why a tensor that no source has is drawn anew; None where it must not be."""
@@ -219,7 +224,7 @@ class _Plan:
             if join.option == origin.option and module in (join.origin.stack, join.origin.input)
         ]
         if module == "head":
-            return not self.whole
+            return not self.keeps_head
         if module == "embedding":
             return origin.option != self.table
         if not joined:

@@ -58,6 +58,7 @@ class TransformerModule(LightningModule):
         bytes_per_token: of the validation split, where bits per byte is defined, else None.
         compile: train and validate through torch.compile; what is generated between stays eager, because decoding
             changes its shapes at every token.
+        layer_decay: learning rate of a block as a share of that of the block above it.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class TransformerModule(LightningModule):
         description: dict[str, Any],
         bytes_per_token: float | None = None,
         compile: bool = False,
+        layer_decay: float = 1.0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -85,6 +87,7 @@ class TransformerModule(LightningModule):
         self._compiled = torch.compile(model.forward) if compile else None
         self.objective = objective
         self.optimizer_config = optimizer
+        self.layer_decay = layer_decay
         self.schedule = schedule
         self.total_steps = total_steps
         self.rows_per_step = rows_per_step
@@ -104,7 +107,7 @@ class TransformerModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer and its schedule, stepped once an optimizer step."""
-        optimizer = build_optimizer(self.optimizer_config, self.model)
+        optimizer = build_optimizer(self.optimizer_config, self.model, layer_decay=self.layer_decay)
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)]
 
     def loss(self, batch: Batch, *, smooth: bool = True) -> LossOutput:
@@ -192,7 +195,7 @@ class TransformerModule(LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         metrics = {
             "train/loss": loss,
-            "train/perplexity": math.exp(min(loss, _LARGEST_EXPONENT)),
+            **self._perplexity("train", loss),
             "train/accuracy": sums["correct"] / weight,
             "train/grad_norm": sums["norm"],
             "train/learning_rate": learning_rate,
@@ -205,12 +208,12 @@ class TransformerModule(LightningModule):
                 metrics["train/mfu"] = rate.mfu
         if self.device.type == "cuda":
             metrics["memory/peak"] = torch.cuda.max_memory_allocated(self.device)
-        self._log(metrics, step)
+        self.log_now(metrics, step)
         self.status.loss = loss
         self.status.learning_rate = learning_rate
         self.status.tokens_per_second = metrics.get("train/tokens_per_second")
 
-    def _log(self, metrics: dict[str, float], step: int) -> None:
+    def log_now(self, metrics: dict[str, float], step: int) -> None:
         """Straight to the loggers: `self.log` would cost a millisecond at every step (measured) for lines that are rare."""
         metrics = {**metrics, "progress/tokens": step * self.rows_per_step * self.row_tokens}
         for logger in self.loggers:
@@ -249,7 +252,7 @@ class TransformerModule(LightningModule):
         loss = float(self.validation_loss.compute())
         metrics = {
             "validation/loss": loss,
-            "validation/perplexity": math.exp(min(loss, _LARGEST_EXPONENT)),
+            **self._perplexity("validation", loss),
             "validation/accuracy": float(self.validation_accuracy.compute()),
         }
         if self.bytes_per_token is not None:
@@ -259,7 +262,13 @@ class TransformerModule(LightningModule):
         # through Lightning too, so that its callbacks (EarlyStopping) can watch them
         self.log_dict(metrics, logger=False)
         self.status.validation_loss = loss
-        self._log(metrics, self.trainer.global_step)
+        self.log_now(metrics, self.trainer.global_step)
+
+    def _perplexity(self, part: str, loss: float) -> dict[str, float]:
+        """exp of the loss, where that is a likelihood of tokens."""
+        if not self.objective.measures_perplexity:
+            return {}
+        return {f"{part}/perplexity": math.exp(min(loss, _LARGEST_EXPONENT))}
 
     def on_validation_end(self) -> None:
         """The clock of training goes on, after the callbacks' samples and checkpoint."""

@@ -30,12 +30,14 @@ class Outcome:
         validation: the last validation's metrics by name.
         baselines: metric -> baseline -> value, over the same predicted tokens.
         report: what the terminal shows.
+        ended_early: whether the run ended before its last step because more training did not help.
     """
 
     steps: int
     validation: dict[str, float]
     baselines: dict[str, dict[str, float]]
     report: FinalReport
+    ended_early: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -164,11 +166,40 @@ def outcome(
     )
     loss = Score(name="loss, nats/token", value=validation["validation/loss"])
     perplexity = Score(name="perplexity", value=validation["validation/perplexity"])
-    rate = throughput.overall
-    report = FinalReport(
+    report = final_figures(
         title=title,
         model=model,
         scores=[loss, *scores, accuracy, *([text] if text else []), perplexity],
+        steps=steps,
+        throughput=throughput,
+        mfu_against=mfu_against,
+        samples=samples,
+        directory=directory,
+        wandb=wandb,
+        following=following,
+    )
+    return Outcome(steps=steps, validation=validation, baselines=counted, report=report)
+
+
+def final_figures(
+    *,
+    title: str,
+    model: str,
+    scores: Sequence[Score],
+    steps: int,
+    throughput: Throughput,
+    mfu_against: str | None,
+    samples: Sequence[Sample],
+    directory: Path,
+    wandb: str | None,
+    following: Sequence[tuple[str, str]],
+) -> FinalReport:
+    """What the terminal shows at the end; arguments as `outcome`, with the scores as they are to be shown."""
+    rate = throughput.overall
+    return FinalReport(
+        title=title,
+        model=model,
+        scores=scores,
         steps=steps,
         tokens=throughput.tokens,
         seconds=throughput.seconds,
@@ -180,4 +211,3 @@ def outcome(
         wandb=wandb,
         next=list(following),
     )
-    return Outcome(steps=steps, validation=validation, baselines=counted, report=report)

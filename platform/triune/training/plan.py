@@ -13,6 +13,7 @@ from triune.objectives.config import (
     PrefixObjective,
     SpanCorruptionObjective,
 )
+from triune.objectives.task_config import TASK_FAMILIES, TaskConfig
 from triune.tracking.report import PlanReport
 from triune.training.config import OptimizerConfig, RunConfig
 
@@ -27,7 +28,7 @@ class RowShape(NamedTuple):
     predicted: float  # share of `length` that passes through the vocabulary
 
 
-def row_shape(objective: ObjectiveConfig, length: int) -> RowShape:
+def row_shape(objective: ObjectiveConfig | TaskConfig, length: int, family: str | None = None) -> RowShape:
     """What an objective makes of a row of `length` tokens, in the mean; special tokens are not counted."""
     if isinstance(objective, MaskedObjective):
         return RowShape(length, None, objective.rate)
@@ -41,14 +42,14 @@ def row_shape(objective: ObjectiveConfig, length: int) -> RowShape:
         noise = objective.infill_rate * length
         kept = length - noise + noise / objective.mean_span
         return RowShape(length, round(kept * (1.0 - objective.delete_rate)), 1.0)
-    if objective.kind == "translation":
+    if objective.kind == "translation" or (objective.kind in TASK_FAMILIES and family == "encoder_decoder"):
         return RowShape(length, length, 1.0)
     return RowShape(length, None, 1.0)
 
 
-def training_flops(model: ModelConfig, objective: ObjectiveConfig, length: int) -> float:
+def training_flops(model: ModelConfig, objective: ObjectiveConfig | TaskConfig, length: int) -> float:
     """FLOPs of training for each real token, the source's included (forward and backward; see `models/cost.py`)."""
-    shape = row_shape(objective, length)
+    shape = row_shape(objective, length, model.family)
     return cost.flops_per_token(model, shape.length, source_length=shape.source, predicted_share=shape.predicted)
 
 
@@ -57,7 +58,7 @@ def plan_report(
     name: str,
     text: str,
     model: ModelConfig,
-    objective: ObjectiveConfig,
+    objective: ObjectiveConfig | TaskConfig,
     optimizer: OptimizerConfig,
     run: RunConfig,
     length: int,
@@ -83,7 +84,7 @@ def plan_report(
         device: type of the device.
         notes: further (name, value) lines.
     """
-    shape = row_shape(objective, length)
+    shape = row_shape(objective, length, model.family)
     rows = run.batch_tokens // length
     micro = min(run.micro_batch or max(1, MICRO_BATCH_TOKENS // length), -(-rows // world))
     memory = cost.memory(

@@ -25,6 +25,11 @@ class RunDirectory:
         return self.path / "init.txt"
 
     @property
+    def before(self) -> Path:
+        """How the weights that fine-tuning started from did on its validation records."""
+        return self.path / "before.json"
+
+    @property
     def checkpoints(self) -> Path:
         """`step-…` directories, `last` and `best`."""
         return self.path / "checkpoints"

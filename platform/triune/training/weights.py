@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +18,8 @@ from triune.exchange.model_directory import MODEL_TYPE, Saved, read_model, saved
 from triune.gguf_file import is_gguf
 from triune.models.config import HeadConfig, ModelConfig
 from triune.models.factory import Transformer, build
+from triune.tracking.identity import Origin
+from triune.tracking.lineage import origin_of
 from triune.training.checkpoints import FILE, latest_checkpoint
 from triune.training.config import InitConfig
 from triune.training.conversion import Conversion
@@ -86,6 +89,17 @@ class Start:
     def vocabulary(self) -> Count | None:
         """Rows of the token table that a model would take; None for weights that read no tokens."""
         return self.saved[source_of(self.saved, self.init)[0]].model.vocabulary
+
+    @property
+    def task(self) -> Mapping[str, Any] | None:
+        """The supervised task that the whole model was trained on, with its classes; None where it was none."""
+        saved = self.saved.get("init.from")
+        return None if saved is None else saved.task
+
+    @property
+    def origins(self) -> list[Origin]:
+        """Where the weights come from, for W&B's lineage."""
+        return [origin_of(option, saved.path, saved.wandb) for option, saved in self.saved.items()]
 
     def check(self, model: ModelConfig) -> None:
         """Raise UserError where a model can't start from these weights, whatever its vocabulary will be."""
