@@ -17,10 +17,12 @@ from triune.data.config import TokenizerConfig
 from triune.data.tokenizers import Tokenizer, train_tokenizer
 from triune.errors import UserError
 from triune.models.factory import build
+from triune.models.loss import LossOutput
 from triune.objectives.answers import exact_match, f1, normalized
 from triune.objectives.batch import collate
 from triune.objectives.question_answering import QuestionAnswering, Window, best_span, windows
 from triune.objectives.record import Answer, Record
+from triune.objectives.task import Encoded
 from triune.objectives.task_config import QuestionAnsweringTask
 from triune.objectives.tasks import build_task
 
@@ -292,7 +294,7 @@ WORDS = st.lists(
 
 
 @given(answers=st.lists(st.tuples(WORDS, st.lists(WORDS, min_size=1, max_size=3)), min_size=1, max_size=8))
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(deadline=None, max_examples=30, derandomize=True)
 def test_measures_are_those_of_torchmetrics(
     tokenizers: dict[str, Tokenizer], answers: list[tuple[str, list[str]]]
 ) -> None:
@@ -339,7 +341,7 @@ def test_measures_with_and_without_an_answer(tokenizers: dict[str, Tokenizer]) -
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_family_learns(tokenizers: dict[str, Tokenizer], family: str) -> None:
-    """Where is the one word that is not like the others? Answered from contexts never seen, some of which have no such word."""
+    """Where the one place stands, asked of contexts never seen, some of which have none."""
     text = tokenizers["wordpiece"]
     task = make(text, family=family, context=32)
     records = _places(random.Random(0), 300)
@@ -349,45 +351,44 @@ def test_each_family_learns(tokenizers: dict[str, Tokenizer], family: str) -> No
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     encoded = task.encode(records[:250], training=True)
-    for step in range(150):
-        chosen = np.random.default_rng(step).choice(len(encoded), 32)
-        batch = collate([encoded[i].example for i in chosen], pad=text.vocabulary.pad, length=None)
-        hidden = model(batch.inputs, batch.layout, source=batch.source, source_layout=batch.source_layout)
-        output = model.head.loss(hidden, batch.targets, batch.weights, layout=batch.layout, values=batch.values)
+    for step in range(75):
+        for group in optimizer.param_groups:
+            group["lr"] = 5e-3 * (1 - step / 75)
+        chosen = np.random.default_rng(step).choice(len(encoded), 16)
+        output, _ = _learned(model, [encoded[number] for number in chosen], text)
         (output.total / output.weight).backward()
         optimizer.step()
         optimizer.zero_grad()
     asked = records[250:]
     model.eval()
     rows = task.encode(asked, training=False)
-    batch = collate([one.example for one in rows], pad=text.vocabulary.pad, length=None)
     with torch.no_grad():
-        scores = model.head.logits(
-            model(batch.inputs, batch.layout, source=batch.source, source_layout=batch.source_layout), batch.layout
-        )
-        output = model.head.loss(
-            model(batch.inputs, batch.layout, source=batch.source, source_layout=batch.source_layout),
-            batch.targets,
-            batch.weights,
-            layout=batch.layout,
-        )
+        output, scores = _learned(model, rows, text)
     given_scores = [part[: len(one.example.inputs)].numpy() for part, one in zip(scores, rows, strict=True)]
     measures = {m.name: m.value for m in task.measures(task.predict(rows, given_scores, asked), asked)}
     assert measures["F1"] > 0.9
     assert float(output.correct / output.weight) > 0.9
 
 
+def _learned(model: Any, encoded: list[Encoded], text: Tokenizer) -> tuple[LossOutput, torch.Tensor]:
+    batch = collate([one.example for one in encoded], pad=text.vocabulary.pad, length=None)
+    hidden = model(batch.inputs, batch.layout, source=batch.source, source_layout=batch.source_layout)
+    output = model.head.loss(hidden, batch.targets, batch.weights, layout=batch.layout, values=batch.values)
+    return output, model.head.logits(hidden, batch.layout)
+
+
 def _places(draw: random.Random, count: int) -> list[Record]:
+    """The answer is the one place, after "in", among names; every fourth question has none."""
     records = []
     for number in range(count):
         words = [draw.choice(NAMES) for _ in range(draw.randint(4, 9))]
         if number % 4 == 0:
             records.append(record("Where?", " ".join(words)))
             continue
-        answer = draw.choice(PLACES)
-        words.insert(draw.randrange(len(words)), answer)
-        context = " ".join(words)
-        records.append(record("Where?", context, says(context, answer)))
+        place, answer = draw.randrange(len(words)), draw.choice(PLACES)
+        before = " ".join([*words[:place], "in "])
+        context = " ".join([before + answer, *words[place:]])
+        records.append(record("Where?", context, (answer, len(before))))
     return records
 
 
