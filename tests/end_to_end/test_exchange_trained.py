@@ -56,12 +56,12 @@ def here(place, family, text):
     """What triune makes of the same text."""
     from triune.data.tokenizers import Tokenizer
     from triune.inference import fill, generate
-    from triune.training.samples import _with_special
+    from triune.training.samples import with_special
     from triune.training.weights import load_model
 
     model, _ = load_model(place)
     words = Tokenizer.load(place)
-    known, ids = words.vocabulary, _with_special(words, text)
+    known, ids = words.vocabulary, with_special(words, text)
     if family == "encoder":
         row = [known.opening, *ids, known.closing]
         blanks = fill(model, [row], mask=known.mask, pad=known.pad)[0]

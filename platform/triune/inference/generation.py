@@ -1,129 +1,179 @@
-"""Continuing text token by token. Legend: B batch, T length, V vocabulary."""
+"""Continuing text token by token. Legend: B rows, T length, V vocabulary, M model width."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from triune.errors import UserError
-from triune.inference.rows import answering, padded
+from triune.inference.config import GenerationConfig, resolved
+from triune.inference.logits import Shaping, choose
+from triune.inference.rows import evaluating, padded
 from triune.models.config import LearnedPosition, ModelConfig
 from triune.models.decoder import Decoder
 from triune.models.encoder_decoder import EncoderDecoder
+from triune.models.layers.cache import KeyValueCache
+
+#: whether a row ends with what it has written so far
+Ending = Callable[[list[int]], bool]
 
 
 def generate(
     model: Decoder | EncoderDecoder,
     prompts: Sequence[Sequence[int]],
+    config: GenerationConfig | None = None,
     *,
-    max_new_tokens: int,
     sources: Sequence[Sequence[int]] | None = None,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    eos: int | None = None,
+    eos: int | Collection[int] | None = None,
     pad: int = 0,
-    seed: int | None = None,
+    ending: Ending | None = None,
+    **settings: Any,
 ) -> list[list[int]]:
-    """What the model writes after each prompt, without the prompt; it ends with `eos` where the model ended there.
+    """What the model writes after each prompt, without the prompt; it ends with an eos where the model ended there.
 
     All rows are decoded together over one key/value cache. Without sampling a row is the same in any batch, up to the
-    rounding of sums.
+    rounding of sums. With `beams` it is the best text of a search (`beam_search` gives more of them, with their scores).
 
     Args:
         model: a decoder, or an encoder_decoder with `sources`.
         prompts: ids to continue, at least one a row (in an encoder_decoder: what its decoder starts with).
-        max_new_tokens: most ids to write in each row.
+        config: how tokens are chosen; None is greedy decoding.
         sources: ids that the encoder of an encoder_decoder reads, one list a prompt.
-        temperature: what scores are divided by before sampling; 0 always takes the best.
-        top_k: sample among the k best only (Fan et al. 2018); 0 is all.
-        top_p: sample among the fewest that hold this share of the probability (Holtzman et al. 2020); 1 is all.
-        eos: id that ends a row.
+        eos: id, or ids, that end a row.
         pad: any id of the vocabulary, for the room beside short rows; it is never attended to.
-        seed: of the sampling; the same seed and rows give the same text. None draws from torch's default generator.
+        ending: asked after each token whether the row ends with what it has written; `Stops` asks for stop texts.
+        settings: fields of the config, in place of its own (`max_new_tokens=20`).
 
     Raises UserError where an argument, a prompt or the length does not fit the model.
     """
-    _check(model, prompts, sources, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
-    with answering(model) as device:
-        inputs, layout = padded(prompts, what="prompts", pad=pad, side="left", device=device)  # [B, T]
-        _check_room(model.config, inputs.shape[1], max_new_tokens)
-        cache = model.new_cache(len(prompts), capacity=inputs.shape[1] + max_new_tokens)
-        given = {} if sources is None else _memory(model, sources, pad=pad, device=device)
-        generator = None if seed is None else torch.Generator(device).manual_seed(seed)
-        written: list[Tensor] = []  # each [B]
-        finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)  # [B]
-        hidden = model(inputs, layout, cache=cache, **given)  # [B, T, M]
-        while len(written) < max_new_tokens:
-            scores = model.head.logits(hidden[:, -1]).float()  # [B, V]
-            token = choose(scores, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)  # [B]
-            written.append(token)
-            if eos is not None:
-                finished |= token == eos
-                if bool(finished.all()):
-                    break
-            if len(written) < max_new_tokens:
-                hidden = model(token.unsqueeze(1), cache=cache)
-        return [_until(row, eos) for row in torch.stack(written, dim=1).tolist()]
+    config = resolved(config, settings)
+    if config.n_best > 1:
+        raise UserError(f"n_best is {config.n_best}, but generate gives one text a prompt: use beam_search or complete")
+    if config.beams > 1:
+        from triune.inference.beam import beam_search
+
+        found = beam_search(model, prompts, config, sources=sources, eos=eos, pad=pad, ending=ending)
+        return [best[0].ids for best in found]
+    rows: list[list[int]] = [[] for _ in prompts]
+    for step in stream(model, prompts, config, sources=sources, eos=eos, pad=pad, ending=ending):
+        for row, token in zip(rows, step, strict=True):
+            if token is not None:
+                row.append(token)
+    return rows
 
 
-def choose(
-    scores: Tensor,
+def stream(
+    model: Decoder | EncoderDecoder,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig | None = None,
     *,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """[B, V] logits -> [B] ids: the best at temperature 0, else drawn from what top-k and then top-p leave."""
-    if temperature == 0:
-        return scores.argmax(dim=-1)
-    scores = keep_top_p(keep_top_k(scores / temperature, top_k), top_p)
-    return torch.multinomial(scores.softmax(dim=-1), 1, generator=generator).squeeze(1)
+    sources: Sequence[Sequence[int]] | None = None,
+    eos: int | Collection[int] | None = None,
+    pad: int = 0,
+    ending: Ending | None = None,
+    **settings: Any,
+) -> Iterator[list[int | None]]:
+    """The next token of each row, step by step; None for a row that has ended. Arguments and errors as `generate`, without beams.
+
+    The model is in evaluation until the iterator is exhausted or closed; gradients are off inside a step only.
+    """
+    config = resolved(config, settings)
+    if config.beams > 1:
+        raise UserError(f"beams is {config.beams}, but a search knows its text only at the end: stream with beams=1")
+    return _steps(Prefill(model, prompts, config, sources=sources, eos=eos, pad=pad), config, ending)
 
 
-def keep_top_k(scores: Tensor, count: int) -> Tensor:
-    """[B, V] logits with all but the `count` best at minus infinity (of equals, one); 0 keeps all."""
-    if count == 0 or count >= scores.shape[-1]:
-        return scores
-    best = scores.topk(count, dim=-1)
-    return torch.full_like(scores, -torch.inf).scatter(-1, best.indices, best.values)
+class Prefill:
+    """Checked arguments, and what the model makes of the prompts: the state in which decoding begins.
+
+    Args and errors: see `generate`.
+    """
+
+    def __init__(
+        self,
+        model: Decoder | EncoderDecoder,
+        prompts: Sequence[Sequence[int]],
+        config: GenerationConfig,
+        *,
+        sources: Sequence[Sequence[int]] | None,
+        eos: int | Collection[int] | None,
+        pad: int,
+    ) -> None:
+        _check(model, prompts, sources)
+        self.model = model
+        self.prompts = prompts
+        self.sources = sources
+        self.pad = pad
+        self.ends = frozenset(() if eos is None else (eos,) if isinstance(eos, int) else eos)
+        self.device = next(model.parameters()).device
+        self.inputs, self.layout = padded(prompts, what="prompts", pad=pad, side="left", device=self.device)  # [B, T]
+        _check_room(model.config, self.inputs.shape[1], config.max_new_tokens)
+        self.capacity = self.inputs.shape[1] + config.max_new_tokens
+
+    @torch.no_grad()
+    def run(self) -> tuple[Tensor, KeyValueCache]:
+        """Scores [B, V] of the first token to write, and the cache that the next steps use."""
+        cache = self.model.new_cache(len(self.prompts), capacity=self.capacity)
+        given = {} if self.sources is None else self._memory(self.sources)
+        hidden = self.model(self.inputs, self.layout, cache=cache, **given)  # [B, T, M]
+        return scores_of(self.model, hidden), cache
+
+    def _memory(self, sources: Sequence[Sequence[int]]) -> dict[str, object]:
+        """What the encoder makes of the sources, as arguments of the first decoding step."""
+        assert isinstance(self.model, EncoderDecoder)
+        source, layout = padded(sources, what="sources", pad=self.pad, side="right", device=self.device)
+        return {"memory": self.model.encode(source, layout), "source_layout": layout}
 
 
-def keep_top_p(scores: Tensor, share: float) -> Tensor:
-    """[B, V] logits with all but the fewest best that hold at least `share` of the probability at minus infinity."""
-    if share >= 1:
-        return scores
-    ordered, order = scores.sort(dim=-1, descending=True, stable=True)
-    probability = ordered.softmax(dim=-1)
-    before = probability.cumsum(dim=-1) - probability  # held by those that are better
-    return torch.empty_like(scores).scatter(-1, order, ordered.masked_fill(before >= share, -torch.inf))
+def scores_of(model: Decoder | EncoderDecoder, hidden: Tensor) -> Tensor:
+    """[B, T, M] -> the scores [B, V] of what follows the last token, fp32."""
+    return model.head.logits(hidden[:, -1]).float()
 
 
-def _memory(
-    model: Decoder | EncoderDecoder, sources: Sequence[Sequence[int]], *, pad: int, device: torch.device
-) -> dict[str, object]:
-    """What the encoder makes of the sources, as arguments of the first decoding step."""
-    assert isinstance(model, EncoderDecoder)
-    source, layout = padded(sources, what="sources", pad=pad, side="right", device=device)
-    return {"memory": model.encode(source, layout), "source_layout": layout}
+def _steps(prefilled: Prefill, config: GenerationConfig, ending: Ending | None) -> Iterator[list[int | None]]:
+    model, ends = prefilled.model, prefilled.ends
+    generator = None if config.seed is None else torch.Generator(prefilled.device).manual_seed(config.seed)
+    shaping = Shaping(config, prefilled.prompts, ends, prefilled.device)
+    rows: list[list[int]] = [[] for _ in prefilled.prompts]
+    going = [True] * len(rows)
+    with evaluating(model):
+        scores, cache = prefilled.run()
+        while True:
+            with torch.no_grad():  # not around the yield: the mode would be the caller's too
+                tokens = choose(
+                    shaping(scores),
+                    temperature=config.temperature,
+                    top_k=config.top_k,
+                    top_p=config.top_p,
+                    min_p=config.min_p,
+                    generator=generator,
+                )  # [B]
+                shaping.wrote(tokens)
+            step: list[int | None] = []
+            for row, token in enumerate(tokens.tolist()):
+                step.append(token if going[row] else None)
+                if going[row]:
+                    rows[row].append(token)
+                    going[row] = not ended(rows[row], ends, ending, config.min_new_tokens)
+            yield step
+            if shaping.written == config.max_new_tokens or not any(going):
+                return
+            with torch.no_grad():
+                scores = scores_of(model, model(tokens.unsqueeze(1), cache=cache))
 
 
-def _until(row: list[int], eos: int | None) -> list[int]:
-    return row[: row.index(eos) + 1] if eos in row else row
+def ended(row: list[int], ends: Collection[int], ending: Ending | None, least: int = 0) -> bool:
+    """Whether a row that has written `row` is complete."""
+    return row[-1] in ends or (ending is not None and len(row) >= least and ending(row))
 
 
 def _check(
     model: object,
     prompts: Sequence[Sequence[int]],
     sources: Sequence[Sequence[int]] | None,
-    max_new_tokens: int,
-    *,
-    temperature: float,
-    top_k: int,
-    top_p: float,
 ) -> None:
     if not isinstance(model, Decoder | EncoderDecoder):
         raise UserError(f"an {type(model).__name__} does not write text: use fill for its masks, or a decoder")
@@ -131,14 +181,6 @@ def _check(
         raise UserError("sources: an encoder_decoder needs the ids that its encoder reads; a decoder takes none")
     if sources is not None and len(sources) != len(prompts):
         raise UserError(f"sources: {len(sources)} were given for {len(prompts)} prompts; give one for each")
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens is {max_new_tokens}, but it must be at least 1")
-    if temperature < 0:
-        raise UserError(f"temperature is {temperature:g}, but it must be 0 (always the best) or above")
-    if top_k < 0:
-        raise UserError(f"top_k is {top_k}, but it must be 0 (all) or above")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p is {top_p:g}, but it must be above 0 and at most 1 (all)")
 
 
 def _check_room(config: ModelConfig, length: int, new: int) -> None:

@@ -32,12 +32,18 @@ def padded(
 
 
 @contextmanager
-def answering(model: nn.Module) -> Iterator[torch.device]:
-    """Dropout off and no gradients, the mode given back at the end; the device of the model."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off, the mode given back at the end."""
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            yield next(model.parameters()).device
+        yield
     finally:
         model.train(training)
+
+
+@contextmanager
+def answering(model: nn.Module) -> Iterator[torch.device]:
+    """Dropout off and no gradients, the mode given back at the end; the device of the model."""
+    with evaluating(model), torch.no_grad():
+        yield next(model.parameters()).device

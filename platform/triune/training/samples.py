@@ -12,9 +12,6 @@ from lightning.pytorch.callbacks import Callback
 
 from triune.data.rows import Rows
 from triune.data.tokenizers import Tokenizer
-from triune.errors import UserError
-from triune.exchange.carried import Carried
-from triune.exchange.model_directory import Saved
 from triune.inference.filling import fill, filled
 from triune.inference.generation import generate
 from triune.models.encoder import Encoder
@@ -24,7 +21,6 @@ from triune.objectives.batch import Segment
 from triune.objectives.seeding import generator
 from triune.tracking.loggers import log_samples
 from triune.tracking.report import Sample
-from triune.training.weights import tokenizer_of
 
 _PROMPT = 24  # tokens of a validation document that a decoder goes on from, but at most half its context
 _DOCUMENT = 64  # tokens of a validation document that is corrupted and restored
@@ -124,30 +120,7 @@ class SampleTable(Callback):
         log_samples(trainer.loggers, [(s.prompt, s.continuation) for s in samples], trainer.global_step)
 
 
-def complete(model: Transformer, saved: Saved, text: str, **sampling: Any) -> str:
-    """What a saved model makes of a person's text: it goes on from it, fills its masks or spells out its sentinels.
-
-    Raises UserError where an encoder's text has no mask to fill.
-    """
-    tokenizer = tokenizer_of(saved)
-    vocabulary = tokenizer.vocabulary
-    ids = _with_special(tokenizer, text)
-    family = model.config.family
-    if family == "encoder":
-        if vocabulary.mask not in ids:
-            raise UserError(
-                f"--prompt: {text!r} has nothing to fill; write {tokenizer.roles.mask} where a word is missing"
-            )
-        return write(model, tokenizer, [Task(prompt=[vocabulary.opening, *ids, vocabulary.closing])])[0].continuation
-    if family == "encoder_decoder":
-        opening = Carried.read(saved.path).opening(vocabulary.decoder_start)
-        task = Task(prompt=opening, source=[*ids, vocabulary.closing])
-        return write(model, tokenizer, [task], **sampling)[0].continuation
-    sample = write(model, tokenizer, [Task(prompt=[vocabulary.opening, *ids])], **sampling)[0]
-    return sample.prompt + sample.continuation
-
-
-def _with_special(tokenizer: Tokenizer, text: str) -> list[int]:
+def with_special(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of a text in which masks and sentinels mean themselves (in a corpus they never do)."""
     vocabulary, roles = tokenizer.vocabulary, tokenizer.roles
     known = dict(zip(roles.sentinels, vocabulary.sentinels, strict=True))

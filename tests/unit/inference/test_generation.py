@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from triune.errors import UserError
 from triune.inference import fill, generate, generation
 from triune.inference.filling import filled
-from triune.inference.generation import choose, keep_top_k, keep_top_p
+from triune.inference.logits import choose, keep_top_k, keep_top_p
 from triune.models.factory import build
 
 torch.set_num_threads(1)

@@ -37,11 +37,11 @@ class LayerCache:
         self.values, values = self.store.write(self.values, value)
         return keys, values
 
-    def reorder(self, rows: Tensor) -> None:
-        """Keep the rows [B'] of the batch, in this order."""
+    def reorder(self, rows: Tensor, *, memory: bool = True) -> None:
+        """Keep the rows [B'] of the batch, in this order; those of the memory only where `memory`."""
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
-        if self.memory is not None:
+        if self.memory is not None and memory:
             key, value = self.memory
             self.memory = key.index_select(0, rows), value.index_select(0, rows)
 
@@ -156,16 +156,21 @@ class KeyValueCache:
         self._document = torch.where(some, new.documents.gather(1, last), self._document)
         self._position = torch.where(some, new.positions.gather(1, last), self._position)
 
-    def reorder(self, rows: Tensor) -> None:
-        """Keep the rows `rows` [B'] of the batch, in this order (beam search; dropping finished rows)."""
+    def reorder(self, rows: Tensor, *, memory: bool = True) -> None:
+        """Keep the rows `rows` [B'] of the batch, in this order (beam search; dropping finished rows).
+
+        Args:
+            rows: which of the rows so far stands in each new row.
+            memory: also what rows know of an encoder's memory; False where each new row attends to what the row in its place did.
+        """
         self.batch = rows.numel()
         for layer in self.layers:
-            layer.reorder(rows)
+            layer.reorder(rows, memory=memory)
         for store in self._stores.values():
             store.reorder(rows)
         if not self.plain:
             self._document, self._position = self._document.index_select(0, rows), self._position.index_select(0, rows)
-        if self.source_layout is not None:
+        if self.source_layout is not None and memory:
             self.source_layout = chosen_rows(self.source_layout, rows)
 
 
