@@ -192,15 +192,20 @@ def test_each_verb_calls_its_function(arguments, verb, keywords, calls):
 
 
 def test_generate_passes_its_options(calls):
-    assert cli.main(["generate", "runs/pretrain/x", "--prompt", "a=b", "--top_k", "3", "--temperature=0"]) == 0
-    expected = {
+    given = ["generate", "runs/pretrain/x", "--prompt", "a=b", "--top_k", "3", "--temperature=0", "--no-stream"]
+    assert cli.main([*given, "--stop", "7", "--stop=null"]) == 0
+    nothing = (
+        "input output max_new_tokens min_new_tokens top_p min_p repetition_penalty beams length_penalty n_best seed".split()
+    )
+    expected = dict.fromkeys(nothing) | {
         "run_directory": "runs/pretrain/x",
         "prompt": "a=b",
-        "max_new_tokens": 100,
         "temperature": 0.0,
         "top_k": 3,
-        "top_p": 1.0,
-        "seed": 1,
+        "stream": False,
+        "stop": ["7", "null"],
+        "batch_size": 8,
+        "one_by_one": False,
     }
     assert calls == [("generate", (), expected)]
 
