@@ -70,3 +70,19 @@ def next_token(
         return row
     source_documents, source_positions = number(source[1])
     return replace(row, source=source[0], source_documents=source_documents, source_positions=source_positions)
+
+
+def continued(ids: np.ndarray, learned: np.ndarray) -> Example:
+    """One document that a decoder reads, in which each token of `learned` is predicted from those before it.
+
+    Args:
+        ids: [n], n above 1, special tokens included; learned: [n] bool, False for the first, which nothing comes before.
+    """
+    documents, positions = number(np.array([len(ids) - 1]))
+    return Example(
+        inputs=ids[:-1].astype(np.int64),
+        targets=ids[1:].astype(np.int64),
+        weights=learned[1:].astype(np.float32),
+        documents=documents,
+        positions=positions,
+    )

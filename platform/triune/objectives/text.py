@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,13 @@ class TextEncoder(Protocol):
 
     def frame(self, family: str) -> Frame:
         """The special tokens around a text and around a pair of texts."""
+
+    @property
+    def tokens(self) -> Mapping[str, int]:
+        """Every token as the vocabulary spells it, special ones included -> its id."""
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]], *, reply: bool) -> str:
+        """A conversation as the tokenizer's own chat template writes it, with `reply` up to where the assistant speaks."""
 
 
 @dataclass(frozen=True)
