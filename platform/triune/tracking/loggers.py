@@ -210,9 +210,8 @@ class WandbRun(WandbLogger):
             self._say(f"W&B: no answer from the server, so offline; `{command}` uploads it later")
         metrics.define(run)
         self._floor = self._first_missing(run)
-        if (
-            self._floor == 0 and self._artifacts != "none"
-        ):  # a run's inputs are declared once, while they are what it read
+        # inputs are declared once, while their files are what the run read
+        if self._floor == 0 and self._artifacts != "none":
             artifacts.use(run, self.identity, self._say)
         return run
 

@@ -16,12 +16,18 @@ import pytest
 
 
 class WandbServer(http.server.ThreadingHTTPServer):
-    """As much of a W&B server, on loopback, as a run needs: it remembers the rows of one run, and every request."""
+    """As much of a W&B server, on loopback, as runs and their artifacts need: it remembers rows, artifacts and every request.
+
+    Of two artifacts of one name and one digest it makes one, as W&B does where the client asks for it (enableDigestDeduplication).
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.requests: list[str] = []
         self.rows: list[dict[str, Any]] = []
+        self.started: set[str] = set()  # runs that have sent something
+        self.artifacts: list[dict[str, Any]] = []
+        self.uses: list[tuple[str, str]] = []  # (run, artifact)
         self.summary: dict[str, Any] = {}
         self.upserts: list[dict[str, Any]] = []
 
@@ -34,9 +40,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: WandbServer
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
+        sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.requests.append(self.path)
+        if self.headers.get("Content-Type") != "application/json":
+            return self._answer({})  # telemetry
+        body = json.loads(sent or b"{}")
         if self.path.endswith("/file_stream"):
+            self.server.started.add(self.path.split("/")[-2])
             self._stream(body)
             return self._answer({})
         return self._answer({"data": self._graphql(body.get("query", ""), body.get("variables") or {})})
@@ -50,7 +60,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_error(404)
 
     def do_PUT(self) -> None:
-        self.do_GET()
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.requests.append(self.path)
+        self._answer({})
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -72,9 +84,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         rows = self.server.rows
+        if "rtifact" in query:
+            answer = self._artifact(query, variables)
+            if answer is not None:
+                return answer
         if "RunResumeStatus" in query:
             bucket = None
-            if rows:
+            if variables.get("name") in self.server.started:
                 bucket = {
                     "name": variables.get("name"),
                     "historyLineCount": len(rows),
@@ -111,6 +127,57 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "viewer": {"id": "1", "entity": "someone", "flags": "{}", "teams": {"edges": []}},
             "serverInfo": {"features": []},
         }
+
+    def _artifact(self, query: str, variables: dict[str, Any]) -> dict[str, Any] | None:
+        given = variables.get("input") or variables
+        if "mutation CreateArtifactManifest" in query:
+            file = {
+                "id": "1",
+                "name": "m",
+                "displayName": "m",
+                "uploadUrl": f"{self.server.url}/m",
+                "uploadHeaders": [],
+            }
+            return {"createArtifactManifest": {"artifactManifest": {"id": "1", "file": file}}}
+        if "mutation CreateArtifactFiles" in query:
+            nodes = [
+                {
+                    "id": "1", "name": spec["name"], "displayName": spec["name"], "uploadUrl": f"{self.server.url}/f",
+                    "uploadHeaders": [], "uploadMultipartUrls": None, "storagePath": None, "artifact": {"id": "1"},
+                }
+                for spec in variables["artifactFiles"]
+            ]  # fmt: skip
+            return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
+        if "mutation CreateArtifact" in query:
+            artifact = self._made(given)
+            sequence = {"id": "1", "latestArtifact": None}
+            return {"createArtifact": {"artifact": {**artifact, "artifactSequence": sequence}}}
+        if "mutation CommitArtifact" in query:
+            self.server.artifacts[int(given["artifactID"])]["state"] = "COMMITTED"
+            return {"commitArtifact": {"artifact": {"id": given["artifactID"], "digest": "d"}}}
+        if "mutation UseArtifact" in query:
+            self.server.uses.append((given["runName"], given["artifactID"]))
+            return {"useArtifact": {"artifact": {"id": given["artifactID"], "digest": "d"}}}
+        # questions: no artifact of the name is known, in no project
+        return {"project": None} if query.lstrip().startswith("query") and "artifact" in query else None
+
+    def _made(self, given: dict[str, Any]) -> dict[str, Any]:
+        aliases = [alias["alias"] for alias in given.get("aliases") or []]
+        for artifact in self.server.artifacts:
+            if (artifact["name"], artifact["digest"]) == (given["artifactCollectionName"], given["digest"]):
+                artifact["aliases"] += aliases
+                return artifact
+        artifact = {
+            "id": str(len(self.server.artifacts)),
+            "name": given["artifactCollectionName"],
+            "digest": given["digest"],
+            "type": given["artifactTypeName"],
+            "run": given.get("runName"),
+            "state": "PENDING",
+            "aliases": aliases,
+        }
+        self.server.artifacts.append(artifact)
+        return artifact
 
 
 @pytest.fixture
