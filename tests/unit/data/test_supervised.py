@@ -12,6 +12,7 @@ from record_cases import ANSWERING, LABEL, MESSAGES, TARGET, TEXT
 
 import triune.data.corpora as corpora
 from triune.data.config import DataConfig, SourceConfig, TokenizerConfig
+from triune.data.holdout import hash_of
 from triune.data.prepare import prepare
 from triune.data.records import Supervised, read_supervised
 from triune.errors import UserError
@@ -89,6 +90,23 @@ def test_the_fingerprint_follows_records_and_not_places(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(changed)
     assert read([SourceConfig(path=str(tmp_path / "a.jsonl"))]).fingerprint != first
     assert read([rows(tmp_path / "b.jsonl", 20)], validation_share=0).fingerprint != first
+    lines = (tmp_path / "b.jsonl").read_text().splitlines(keepends=True)
+    prints = set()
+    for cut in (5, 6):  # the same records in the same order, dealt to two sources otherwise
+        for name, part in (("c", lines[:cut]), ("d", lines[cut:])):
+            (tmp_path / f"{name}.jsonl").write_text("".join(part))
+        parts = [SourceConfig(path=str(tmp_path / f"{name}.jsonl")) for name in "cd"]
+        prints.add(read(parts, validation_share=0).fingerprint)
+    assert len(prints) == 2
+
+
+def test_the_hash_is_what_it_always_was() -> None:
+    """A change would move documents across the split of every prepared corpus."""
+    assert [hash_of("text", 0), hash_of("text", 1), hash_of("a\0b", -3)] == [
+        7149664607750961692,
+        5795145719362181170,
+        7199391483846446442,
+    ]
 
 
 def pretrained(source: SourceConfig, cache: Path, **options: Any) -> list[str]:
