@@ -147,8 +147,9 @@ class _Reader:
         return list(dict.fromkeys([*self.columns.values(), *turns, *([self.table.key] if self.table.key else [])]))
 
     def record(self, where: str, row: Any) -> Record:
-        if isinstance(row, str) and len(self.fields) == 1:  # a line of jsonl that is one bare text
-            row = {self.columns[self.fields[0].name]: row}
+        needed = [field.name for field in self.fields if not field.optional]
+        if isinstance(row, str) and len(needed) == 1:  # a line of jsonl that is one bare text
+            row = {self.columns[needed[0]]: row}
         if not isinstance(row, Mapping):
             raise UserError(f"{where}: expected an object with columns, found {type(row).__name__}: {_shown(row)}")
         values: dict[str, Any] = {}
@@ -171,9 +172,10 @@ class _Reader:
         if found or (field.optional and field.name not in self.mapped):
             return found, value
         known = [str(name) for name in self.table.columns or row]
+        pair = " or {prompt: <column>, response: <column>}" if field.kind == "messages" else ""
         raise UserError(
             f"{where}: no column '{column}' among {', '.join(known) or 'none'}{nearest(column, known)}{_separators(known)}\n"
-            f"  it should hold {field.name}: {field.meaning}; say where that is with columns: {{{field.name}: <column>}}\n"
+            f"  it should hold {field.name}: {field.meaning}; say where that is with columns: {{{field.name}: <column>}}{pair}\n"
             f"  the row: {_shown(dict(row))}"
         )
 

@@ -121,6 +121,7 @@ def test_the_old_names_of_columns_still_map(tmp_path: Path) -> None:
 
 def test_a_bare_text_in_jsonl_is_the_only_field(tmp_path: Path) -> None:
     assert values(jsonl(tmp_path / "a.jsonl", "one"), TEXT) == ["one"]
+    assert values(tmp_path / "a.jsonl", TEXT, replace(TARGET, optional=True)) == [{"text": "one"}]
     assert "expected an object with columns, found str: 'one'" in complaint(tmp_path / "a.jsonl", TEXT, LABEL)
 
 
@@ -198,7 +199,9 @@ def test_messages_from_a_prompt_and_its_response(tmp_path: Path) -> None:
     assert values(jsonl(tmp_path / "a.jsonl", row), MESSAGES) == [CHAT]
     path = write(tmp_path / "a.csv", 'question,reply,system\nHello,"Hi\nyou",\n')
     assert values(path, MESSAGES, columns={"prompt": "question", "response": "reply"}) == [CHAT[1:]]
-    assert "no column 'messages' among prompt" in complaint(jsonl(tmp_path / "a.jsonl", {"prompt": "x"}), MESSAGES)
+    said = complaint(jsonl(tmp_path / "a.jsonl", {"prompt": "x"}), MESSAGES)
+    assert "no column 'messages' among prompt\n" in said
+    assert "columns: {messages: <column>} or {prompt: <column>, response: <column>}" in said
 
 
 @pytest.mark.parametrize(

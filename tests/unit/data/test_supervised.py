@@ -141,8 +141,15 @@ def test_pretraining_and_fine_tuning_hold_out_the_same_conversations(
     assert data.validation[0].key.splitlines()[0] == "A: Hello"  # type: ignore[union-attr]
 
 
-def test_a_pair_of_texts_falls_on_the_side_that_pretraining_gave_it(tmp_path: Path) -> None:
-    source = rows(tmp_path / "a.jsonl", 200)
+def parallel(folder: Path, count: int) -> SourceConfig:
+    for name in ("en", "es"):
+        (folder / f"a.{name}").write_text("".join(f"{name} {number}\n" for number in range(count)))
+    return SourceConfig(path=str(folder / "a.en"), target_path=str(folder / "a.es"))
+
+
+@pytest.mark.parametrize("of_files", [False, True])
+def test_a_pair_of_texts_falls_on_the_side_that_pretraining_gave_it(tmp_path: Path, of_files: bool) -> None:
+    source = parallel(tmp_path, 200) if of_files else rows(tmp_path / "a.jsonl", 200)
     data = read([source], TEXT, TARGET, validation_share=0.1)
     held = pretrained(source, tmp_path / "cache", validation_share=0.1)
     assert sorted(record.fields["text"] + record.fields["target"] for record in data.validation) == sorted(held)
