@@ -16,7 +16,7 @@ from typing import Any
 from triune.tracking.identity import Origin, RunIdentity
 
 
-def build(name: str, kind: str, path: str | os.PathLike[str], *, upload: bool, **metadata: Any) -> Any:
+def build(name: str, kind: str, path: str | os.PathLike[str], *, upload: bool, nested: bool = False) -> Any:
     """A `wandb.Artifact` of a file, or of the files of a directory under their names in it.
 
     Args:
@@ -24,13 +24,13 @@ def build(name: str, kind: str, path: str | os.PathLike[str], *, upload: bool, *
         kind: W&B's type: model, predictions.
         path: the file or the directory.
         upload: send the files; else their names, sizes and checksums and where they lie on this machine.
-        metadata: plain values shown beside the artifact.
+        nested: with the files of its directories; without, what is kept in a model's directory later (`evaluations/`) doesn't count.
     """
     import wandb
 
-    artifact = wandb.Artifact(name, type=kind, metadata={"path": os.fspath(path), **metadata})
+    artifact = wandb.Artifact(name, type=kind, metadata={"path": os.fspath(path)})
     root = Path(path)
-    files = sorted(file for file in root.rglob("*") if file.is_file()) if root.is_dir() else [root]
+    files = sorted(file for file in root.glob("**/*" if nested else "*") if file.is_file()) if root.is_dir() else [root]
     for file in files:
         within = str(file.relative_to(root)) if root.is_dir() else file.name
         if upload:

@@ -271,7 +271,7 @@ def log_checkpoint(loggers: Sequence[Logger], path: str | os.PathLike[str], alia
     run = _wandb_run(loggers)
     if run is None:
         return
-    artifact = artifacts.build(f"checkpoint-{run.identity.id}", "model", path, upload=True)
+    artifact = artifacts.build(f"checkpoint-{run.identity.id}", "model", path, upload=True, nested=True)
     run.experiment.log_artifact(artifact, aliases=[Path(path).name, *aliases])
 
 

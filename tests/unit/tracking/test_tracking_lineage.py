@@ -37,9 +37,9 @@ def identity(run: Path, **fields: Any) -> RunIdentity:
 
 def model(directory: Path, weights: str = "w") -> Path:
     """A directory that looks like a finished model's."""
-    (directory / "tokens").mkdir(parents=True)
+    directory.mkdir(parents=True)
     (directory / "model.safetensors").write_text(weights)
-    (directory / "tokens" / "tokenizer.json").write_text("{}")
+    (directory / "tokenizer.json").write_text("{}")
     return directory
 
 
@@ -235,7 +235,7 @@ def test_three_runs_are_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[st
     # nothing but names, sizes and checksums
     contents = logged[0].manifest.contents
     assert {entry.path: entry.ref for entry in contents} == {
-        name: (places[0] / "model" / name).as_uri() for name in ("model.safetensors", "tokens/tokenizer.json")
+        name: (places[0] / "model" / name).as_uri() for name in ("model.safetensors", "tokenizer.json")
     }
 
 
@@ -277,9 +277,11 @@ def test_artifacts_as_configured(tmp_path: Path) -> None:
     run_id, _ = train(base, "pretrain", artifacts="upload")
     (record,) = written(base, run_id, "artifact")
     assert {entry.path: entry.ref for entry in record.manifest.contents} == {
-        "model.safetensors": "", "tokens/tokenizer.json": "",
+        "model.safetensors": "", "tokenizer.json": "",
     }  # fmt: skip
     origin = origin_of("init.from", base / "model")
+    (base / "model" / "evaluations").mkdir()
+    (base / "model" / "evaluations" / "report.json").touch()  # kept there since, and no part of the model
     mine, _ = train(tmp_path / "mine", "finetune", [origin], artifacts="reference")
     used = next(record for record in written(tmp_path / "mine", mine, "artifact") if record.use_after_commit)
     assert used.digest == record.digest  # uploaded or not
