@@ -85,13 +85,14 @@ class ClassHead(nn.Module):
     def vectors(self, hidden: Tensor, layout: SequenceLayout | None, count: int) -> Tensor:
         """[B, T, M] -> [B, D, M] one vector for each of a row's first D = `count` documents; 0 where a row has fewer."""
         documents = torch.zeros_like(hidden[..., 0], dtype=torch.int64) if layout is None else layout.documents.long()
-        if self.pool == "mean":
-            return self.transform(_document_means(hidden, documents, count))
         wanted = torch.arange(count, device=hidden.device).view(-1, 1)  # [D, 1]
         own = documents.unsqueeze(1) == wanted  # [B, D, T]
-        order = own.int() if self.pool == "first" else own.cumsum(2)
-        place = order.argmax(2, keepdim=True).expand(-1, -1, hidden.shape[-1])  # [B, D, M]
-        return self.transform(hidden.gather(1, place)) * own.any(2, keepdim=True)
+        if self.pool == "mean":
+            pooled = _document_means(hidden, documents, count)
+        else:
+            order = own.int() if self.pool == "first" else own.cumsum(2)  # argmax gives the first of the greatest
+            pooled = hidden.gather(1, order.argmax(2, keepdim=True).expand(-1, -1, hidden.shape[-1]))
+        return self.transform(pooled) * own.any(2, keepdim=True)  # the transform of nothing is not nothing
 
     def loss(
         self,
