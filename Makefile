@@ -3,17 +3,19 @@
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help install weights prepare pretrain finetune generate plan look test lint bench bench-attention compare-attention parity clean
+.PHONY: help install weights prepare pretrain finetune evaluate generate plan look test lint bench bench-attention compare-attention parity clean
 
 # Set here with `:=`, so that a NAME or CONFIG in the environment changes nothing; the command line does.
-CONFIG := ## experiment to run [configs/pretrain/tiny-decoder.yaml; finetune: configs/finetune/tiny-decoder.yaml]
+CONFIG := ## experiment to run [configs/pretrain/tiny-decoder.yaml; finetune: configs/finetune/replies.yaml]
+FROM := ## finetune: weights to start from: a run of ours or a Hugging Face directory [init.from of CONFIG]
 NAME := ## name of the run and its directory [the config's file name]
 ARGS := ## fields to set, in quotes: ARGS="model.layers=8 run.tokens=2M"; a value with spaces in its own quotes
 DEVICES := ## devices on each node [trainer.devices, else 1]
 NODES := ## machines [trainer.num_nodes, else 1]
 DRY_RUN := ## 1 prints the resolved experiment, parameters, FLOPs and memory, and stops
 RESTART := ## 1 starts afresh in a new directory; deletes nothing
-RUN := ## generate: run directory or model directory [runs/pretrain/tiny-decoder]
+RUN := ## generate, evaluate: run directory or model directory [generate: runs/pretrain/tiny-decoder]
+DATA := ## evaluate: file of labelled records
 PROMPT := ## generate: text to go on from
 PATTERN := ## look: expression, config or preset, in quotes: PATTERN="window(64, 64) | prefix(2)" [modernbert-base]
 LENGTH := ## look: queries and keys [the model's context, 256 for an expression]
@@ -28,12 +30,15 @@ on = $(filter-out 0 no false,$(strip $(1)))
 
 # The recipes read these as shell variables: whatever is in them is never parsed by the shell or by make again.
 pretrain prepare plan: export TRIUNE_CONFIG = $(or $(strip $(CONFIG)),configs/pretrain/tiny-decoder.yaml)
-finetune: export TRIUNE_CONFIG = $(or $(strip $(CONFIG)),configs/finetune/tiny-decoder.yaml)
+finetune: export TRIUNE_CONFIG = $(or $(strip $(CONFIG)),configs/finetune/replies.yaml)
 generate: export TRIUNE_RUN = $(or $(strip $(RUN)),runs/pretrain/tiny-decoder)
 export TRIUNE_ARGS = $(strip $(ARGS))
 export TRIUNE_NAME = $(strip $(NAME))
 export TRIUNE_DEVICES = $(strip $(DEVICES))
 export TRIUNE_NODES = $(strip $(NODES))
+export TRIUNE_FROM = $(strip $(FROM))
+export TRIUNE_DATA = $(strip $(DATA))
+evaluate: export TRIUNE_RUN = $(strip $(RUN))
 export TRIUNE_PROMPT = $(strip $(PROMPT))
 export TRIUNE_PATTERN = $(or $(strip $(PATTERN)),modernbert-base)
 export TRIUNE_LENGTH = $(strip $(LENGTH))
@@ -101,8 +106,12 @@ prepare: $(STAMP) ## tokenize the corpus of CONFIG into shards (pretrain does it
 pretrain: $(STAMP) ## train the model of CONFIG from scratch; the same command again continues the run
 	@$(VENV)/bin/triune pretrain $(with_experiment) $(training_switches)
 
-finetune: $(STAMP) ## train a finished run further on other text (init.from and data.train of CONFIG)
-	@$(VENV)/bin/triune finetune $(with_experiment) $(training_switches)
+finetune: $(STAMP) ## train the weights of FROM on labelled data, or on other text; with nothing else the demo decoder learns to reply
+	@$(VENV)/bin/triune finetune $(with_experiment) $${TRIUNE_FROM:+--from="$$TRIUNE_FROM"} $(training_switches)
+
+# ARGS are split by triune itself, as for the verbs that read an experiment
+evaluate: $(STAMP) ## measure the fine-tuned model of RUN on DATA: metrics with confidence intervals, and a file of predictions
+	@$(VENV)/bin/triune evaluate "$$TRIUNE_RUN" $${TRIUNE_DATA:+--data="$$TRIUNE_DATA"} --overrides="$$TRIUNE_ARGS"
 
 generate: $(STAMP) ## write text with the model of RUN, going on from PROMPT
 	@$(VENV)/bin/triune generate "$$TRIUNE_RUN" --prompt="$$TRIUNE_PROMPT"

@@ -25,6 +25,7 @@ _VERBS = {
     "prepare": "read the corpus, train or load the tokenizer, write token shards",
     "pretrain": "train a model from scratch or from weights (init.from), or continue the run that is there",
     "finetune": "train on from a run, a checkpoint or a model directory (init.from)",
+    "evaluate": "measure a fine-tuned model on labelled data, with confidence intervals and a file of predictions",
     "plan": "print the resolved experiment, parameters, FLOPs and memory, and stop",
     "generate": "write text with a trained model",
     "import": "turn a directory of Hugging Face's or a GGUF file into a model directory, with proof that it computes the same",
@@ -32,7 +33,7 @@ _VERBS = {
     "look": "draw an attention pattern with its counts and its cost (`look pattern`)",
 }
 _LOOKS = ("pattern",)
-_VALUED = ("--name", "--overrides", "--devices", "--nodes", "--from")
+_VALUED = ("--name", "--overrides", "--devices", "--nodes", "--from", "--data", "--output")
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
 
 
@@ -73,7 +74,7 @@ def _dispatch(arguments: list[str]) -> int:
     verb, rest = arguments[0], arguments[1:]
     if verb not in _VERBS:
         raise UserError(f"{verb!r} is no verb{nearest(verb, _VERBS)}\n{_overview()}")
-    own = {"look": _look, "generate": _generate, "import": _import, "export": _export}
+    own = {"look": _look, "evaluate": _evaluate, "generate": _generate, "import": _import, "export": _export}
     return own[verb](rest) if verb in own else _experiment(verb, rest)
 
 
@@ -127,17 +128,21 @@ def _experiment_parser(verb: str) -> ArgumentParser:
 
 def _from_options(options: Namespace) -> Iterator[str]:
     """What the options say in the experiment's own words; they win over the assignments."""
-    try:
-        texts = shlex.split(options.overrides or "")
-    except ValueError as error:
-        raise UserError(f"--overrides: {options.overrides!r} cannot be split into a.b=c: {error}") from None
-    yield from texts
+    yield from _split(options.overrides)
     if options.get("source") is not None:
         yield f"init.from={options.source}"
     if options.devices is not None:
         yield f"trainer.devices={options.devices}"
     if options.nodes is not None:
         yield f"trainer.num_nodes={options.nodes}"
+
+
+def _split(overrides: str | None) -> list[str]:
+    """The assignments of one text; UserError where its quotes do not close."""
+    try:
+        return shlex.split(overrides or "")
+    except ValueError as error:
+        raise UserError(f"--overrides: {overrides!r} cannot be split into a.b=c: {error}") from None
 
 
 def _generate(arguments: list[str]) -> int:
@@ -197,6 +202,24 @@ def _add_sampling(parser: ArgumentParser) -> None:
 
 def _yes_no() -> Any:
     return importlib.import_module("jsonargparse").ActionYesNo(no_prefix="no-")
+
+
+def _evaluate(arguments: list[str]) -> int:
+    parser = _parser("evaluate", "RUN [a.b=c ...]")
+    parser.add_argument("run_directory", type=str, help="a run, a checkpoint or a model directory with a task")
+    parser.add_argument(
+        "--data", type=str, help="file of labelled records; more is said as data.train.0.columns.text=…"
+    )
+    parser.add_argument("--output", type=str, help="directory to write to; null is evaluations/<data> beside the model")
+    parser.add_argument("--overrides", type=str, help="more `a.b=c`, in one text, quoted as for a shell")
+    parser.add_argument("--resamples", type=_typing().PositiveInt, default=1000, help="resamples of the bootstrap")
+    if _wants_help(arguments):
+        print(parser.format_help())
+        return 0
+    overrides, rest = _divide(arguments)
+    options = _parse(parser, rest, "evaluate").as_dict()
+    settings = (*overrides, *_split(options.pop("overrides")))
+    return int(importlib.import_module("triune.verdict").evaluate(**options, settings=settings))
 
 
 def _import(arguments: list[str]) -> int:

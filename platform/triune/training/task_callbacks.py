@@ -19,6 +19,11 @@ def metric_name(measure: str) -> str:
     return "validation/" + measure.lower().replace(" ", "_").replace("@", "_at_")
 
 
+def measured_often(task: Task) -> bool:
+    """Whether a task's metrics are worth a pass at each validation: writing takes long, and a likelihood is the loss itself."""
+    return task.output not in ("text", "likelihoods")
+
+
 class TaskMetrics(Callback):
     """Measures the task on its validation records after each validation, and logs what it finds beside the loss.
 
@@ -37,7 +42,7 @@ class TaskMetrics(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure and log, outside the clock of training."""
-        if trainer.sanity_checking or self.task.output == "text":  # writing takes long: at the end of the run only
+        if trainer.sanity_checking or not measured_often(self.task):
             return
         found: dict[str, float] = {}
         if trainer.is_global_zero:

@@ -17,7 +17,7 @@ from triune.tracking.report import Sample, Score
 from triune.training.checkpoints import FILE
 from triune.training.evaluation import Evaluation, evaluate
 from triune.training.run_directory import write_atomically
-from triune.training.task_callbacks import metric_name
+from triune.training.task_callbacks import measured_often, metric_name
 from triune.training.task_samples import task_samples
 
 PREDICTIONS = "predictions.jsonl"
@@ -30,7 +30,7 @@ class Before:
 
     Args:
         values: metric -> value.
-        higher_is_better: metric -> direction.
+        higher_is_better: metric -> direction, of those that each validation measures.
         samples: what the model answered.
     """
 
@@ -46,7 +46,7 @@ class Before:
         measures = evaluate(model, task, records, encoded).measures
         return cls(
             values={measure.name: measure.value for measure in measures},
-            higher_is_better={measure.name: measure.higher_is_better for measure in measures},
+            higher_is_better={m.name: m.higher_is_better for m in measures if measured_often(task)},
             samples=task_samples(model, task, records, None, count=SAMPLES),
         )
 
@@ -89,9 +89,11 @@ def load_best(model: Transformer, checkpoints: Path) -> int | None:
     return int(best.resolve().name.removeprefix("step-"))
 
 
-def scores(evaluation: Evaluation, before: Before, baseline: Mapping[str, float]) -> list[Score]:
+def scores(
+    evaluation: Evaluation, before: Before, baseline: Mapping[str, float], *, resamples: int = 1000
+) -> list[Score]:
     """The lines of the report: each metric with its interval, beside the start and what needs no learning."""
-    intervals = evaluation.intervals()
+    intervals = evaluation.intervals(resamples=resamples)
     return [_score(measure, intervals[measure.name], before, baseline) for measure in evaluation.measures]
 
 
