@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 from triune.data.records import Supervised, read_supervised
@@ -83,13 +84,14 @@ def supervise(
     )
     task.check(model.family)
     packed = task.packs and data.rows.kind == "packed"
+    learned = task.encode(train, training=True)  # of all sources at once: class weights are of the whole data
     rows = [
         TaskRows(
-            task.encode(part, training=True),
+            [one for one in learned if start <= one.record < stop],
             capacity=task.capacity(training=True),
             kind="packed" if packed else "single",
         )
-        for part in records.train
+        for start, stop in pairwise(accumulate(map(len, records.train), initial=0))
     ]
     encoded = task.encode(records.validation, training=False)
     if not encoded:

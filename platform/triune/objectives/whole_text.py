@@ -61,7 +61,7 @@ def whole_text_head(task: Task, *, labels: int, problem: str) -> dict[str, Any]:
 
 
 def cut_note(task: Task, records: Sequence[Record]) -> str:
-    """ "12 of 3,000 texts are longer than 128 tokens and are cut", or nothing."""
+    """How many texts the context has no room for, or nothing."""
     frame = task.text.frame(task.family)
     # a token stands for at least a byte of text, so that a short one needs no encoding
     long = [r for r in records if sum(map(len, _bytes(r))) + 2 > frame.room(task.context, pair=_is_pair(r))]
@@ -70,8 +70,8 @@ def cut_note(task: Task, records: Sequence[Record]) -> str:
         len(text) + len(second) > frame.room(task.context, pair=_is_pair(record))
         for record, text, second in zip(long, lengths["text"], lengths["pair"], strict=True)
     )
-    verb = "text is longer" if cut == 1 else "texts are longer"
-    return f"{cut:,} of {len(records):,} {verb} than the context of {task.context} tokens and cut there" if cut else ""
+    where = f"texts beyond the context of {task.context} tokens, cut there"
+    return f"{where}: {cut:,} of {len(records):,}" if cut else ""
 
 
 def _bytes(record: Record) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import class_task_cases as cases
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 from class_task_cases import FAMILIES, make, records, tokenizer
 
+from triune.data.config import DataConfig, RowsConfig, SourceConfig
 from triune.errors import UserError
+from triune.models.factory import resolve
 from triune.objectives.record import Record
 from triune.objectives.task_config import ClassificationTask
+from triune.supervision import supervise
 
 FRUIT, TOOLS, COLOURS = ["apple", "pear", "plum"], ["hammer", "nail", "saw"], ["red", "green"]
 
@@ -125,7 +129,7 @@ def test_a_long_text_is_cut_to_the_context_and_said_to_be() -> None:
     for family in FAMILIES:
         task = make(ClassificationTask(), data, family)
         assert len(task.encode(data, training=True)[0].example.inputs) == cases.CONTEXT
-        assert "1 of 2 text is longer than the context of 24 tokens" in task.describe(data)
+        assert "beyond the context of 24 tokens, cut there: 1 of 2" in task.describe(data)
         assert "context" not in task.describe(data[1:])
 
 
@@ -134,7 +138,7 @@ def test_a_long_pair_is_said_to_be_cut() -> None:
     data = records([{"text": whole, "pair": whole, "label": "a"}, {"text": whole, "label": "b"}])
     task = make(ClassificationTask(), data, "encoder", context=14)
     assert len(task.encode(data, training=True)[0].example.inputs) == 14
-    assert "1 of 2 text is longer" in task.describe(data)
+    assert "cut there: 1 of 2" in task.describe(data)
 
 
 def test_the_head_is_the_fields_own() -> None:
@@ -317,3 +321,17 @@ def test_a_text_of_nothing_is_refused_with_its_place() -> None:
 def test_a_context_without_room_is_refused() -> None:
     with pytest.raises(UserError, match=r"data\.rows\.length: a row of 4 tokens has no room"):
         make(ClassificationTask(), toy(4), "encoder", context=4)
+
+
+def test_balanced_weights_are_of_all_sources_together(tmp_path: Path) -> None:
+    sources = []
+    for name, labels in (("one.csv", "aaab"), ("two.csv", "b")):
+        (tmp_path / name).write_text("text,label\n" + "".join(f"red {n},{label}\n" for n, label in enumerate(labels)))
+        sources.append(SourceConfig(path=str(tmp_path / name)))
+    data = DataConfig(train=sources, validation=sources, rows=RowsConfig(kind="single"))
+    model = resolve({"family": "encoder", "width": 32, "layers": 1, "heads": 4})
+    found = supervise(
+        ClassificationTask(class_weights="balanced"), data=data, model=model, tokenizer=tokenizer(), length=24
+    )
+    weights = [[float(rows[n][0].weights.sum()) for n in range(len(rows))] for rows in found.rows]
+    assert weights == [pytest.approx([5 / 6] * 3 + [5 / 4]), pytest.approx([5 / 4])]

@@ -79,7 +79,7 @@ def test_what_is_said_of_the_data() -> None:
     task = make(RegressionTask(), data, "encoder")
     assert task.describe(data) == "3 examples: scores from 0 to 5, mean 2.5, standard deviation 2.04"
     long = records([{"text": "hammer " * 40, "score": 1.0}])
-    assert task.describe(long).endswith("1 of 1 text is longer than the context of 24 tokens and cut there")
+    assert task.describe(long).endswith("texts beyond the context of 24 tokens, cut there: 1 of 1")
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------
