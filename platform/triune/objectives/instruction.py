@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -25,11 +25,13 @@ _LARGEST_EXPONENT = 700.0  # exp overflows a double just above
 class Exchange:
     """A reply and what was said since the one before it, as ids.
 
-    `given` [g] int64 is read, `written` [w] int64 is learned (with what ends the reply), `text` is the reply alone.
+    `given` [g] int64 is read, `written` [w] int64 is the reply with what ends it, `text` is the reply alone. An encoder-decoder learns
+    `target` [t] int64, the text and the closing token; a decoder learns `written`.
     """
 
     given: np.ndarray
     written: np.ndarray
+    target: np.ndarray
     text: str
 
     def __len__(self) -> int:
@@ -135,7 +137,10 @@ class Instruction(Task):
         replies = [self._replies(record) for record in records]
         parts = [part for conversation in replies for reply in conversation for part in self._parts(reply)]
         ids = iter(self._ids(parts))
-        return [[Exchange(next(ids), next(ids), reply.text) for reply in conversation] for conversation in replies]
+        return [
+            [Exchange(next(ids), next(ids), next(ids), reply.text) for reply in conversation]
+            for conversation in replies
+        ]
 
     def _replies(self, record: Record) -> list[Reply]:
         messages: list[Message] = record.fields["messages"]
@@ -150,10 +155,9 @@ class Instruction(Task):
         except UserError as error:
             raise UserError(f"{record.where}: {error}") from error
 
-    def _parts(self, reply: Reply) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
-        if self.family == "encoder_decoder":
-            return reply.given, (reply.text, self.vocabulary.closing)
-        return reply.given, reply.written
+    def _parts(self, reply: Reply) -> tuple[tuple[Part, ...], ...]:
+        target = (reply.text, self.vocabulary.closing) if self.family == "encoder_decoder" else ()
+        return reply.given, reply.written, target
 
     def _ids(self, stretches: Sequence[tuple[Part, ...]]) -> list[np.ndarray]:
         """[n] int64 of each stretch of parts."""
@@ -185,7 +189,7 @@ class Instruction(Task):
         start = self.vocabulary.decoder_start
         for number, exchange in enumerate(exchanges):
             source = self._source(exchanges[: number + 1])
-            target = exchange.written[: self.context]
+            target = exchange.target[: self.context]
             row = next_token(target, np.array([len(target)]), start=start, source=(source, np.array([len(source)])))
             yield row, np.array([start])
 
@@ -263,7 +267,7 @@ class Instruction(Task):
     def _loses(self, exchange: Exchange) -> bool:
         """Whether the reply is cut."""
         if self.family == "encoder_decoder":
-            return len(exchange.written) > self.context
+            return len(exchange.target) > self.context
         return len(_fitted(exchange, self.context + 1 - len(self._before)).written) < len(exchange.written)
 
 
@@ -303,7 +307,7 @@ def _fitted(exchange: Exchange, room: int) -> Exchange:
     if len(exchange) <= room:
         return exchange
     written = exchange.written[: max(room // 2, room - len(exchange.given))]
-    return Exchange(_last(exchange.given, room - len(written)), written, exchange.text)
+    return replace(exchange, given=_last(exchange.given, room - len(written)), written=written)
 
 
 def _history(exchanges: Sequence[Exchange], room: int) -> np.ndarray:
