@@ -16,13 +16,14 @@ from triune.adapters import attach, merged_copy
 from triune.adapters.config import LoraAdapter
 from triune.adapters.placement import adapted
 from triune.errors import UserError
-from triune.exchange.adapter_files import CONFIG, WEIGHTS, _Names, load_adapter, save_adapter
+from triune.exchange.adapter_files import CONFIG, WEIGHTS, load_adapter, save_adapter
+from triune.exchange.adapter_names import Names
 from triune.exchange.architecture import architecture
 from triune.exchange.exporting import write_model
 from triune.exchange.importing import model_of, read_foreign
 from triune.exchange.parity import Difference, load_theirs, quiet_transformers, tolerance
 from triune.exchange.probe import ask_ours, ask_theirs, random_probe
-from triune.exchange.proof import peer
+from triune.exchange.proof import Case, peer
 
 peft = pytest.importorskip("peft", reason="peft is a development dependency")
 
@@ -134,6 +135,39 @@ def test_a_head_of_classes_travels_whole(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("model_type", "name", "whole"),
+    [
+        ("bert", "BertForSequenceClassification", ["bert.pooler.dense", "classifier"]),
+        ("llama", "LlamaForSequenceClassification", ["score"]),
+        ("distilbert", "DistilBertForQuestionAnswering", ["qa_outputs"]),
+    ],
+)
+def test_heads_of_tasks_too(model_type, name, whole, tmp_path):
+    labels = 2 if name.endswith("Answering") else 3
+    settings = {**CASES[model_type][0].settings, "num_labels": labels, "pad_token_id": 0}
+    check(Case(name=name, model=name, settings=settings), DORA, tmp_path)
+    assert json.loads((tmp_path / "adapter" / CONFIG).read_text())["modules_to_save"] == whole
+
+
+def test_a_class_without_a_head_has_no_prefix(tmp_path):
+    check(Case(name="bare", model="BertModel", settings=CASES["bert"][0].settings), LORA, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "targets", "written"),
+    [
+        ("llama", ["stack.blocks.1.*"], "model.layers.1.self_attn.q_proj"),
+        ("t5", ["encoder.blocks.*.attention.*", "decoder.blocks.0.*"], "encoder.block.0.layer.0.SelfAttention.q"),
+        ("gpt2", ["feed_forward"], "mlp.c_proj"),
+    ],
+)
+def test_some_layers_alone(model_type, targets, written, tmp_path):
+    """Where the end of a name would also be that of a layer without an adapter, the whole name is written."""
+    check(CASES[model_type][0], replace(LORA, targets=targets), tmp_path)
+    assert written in json.loads((tmp_path / "adapter" / CONFIG).read_text())["target_modules"]
+
+
 @pytest.mark.parametrize(("model_type", "config"), [("llama", STABLE), ("gpt_neox", DORA), ("electra", LORA)])
 def test_what_was_saved_is_read_back_to_the_bit(model_type, config, tmp_path):
     model, found, _, _ = check(CASES[model_type][3 if model_type == "electra" else 0], config, tmp_path)
@@ -192,6 +226,24 @@ def test_an_adapter_that_peft_trained_is_read_and_written_again(options, tmp_pat
     assert Difference.between(back, expected).within(tolerance(model.config))
 
 
+def test_a_vocabulary_that_peft_trained_whole_is_read_and_trains_on(tmp_path):
+    model, found = imported(CASES["llama"][0], tmp_path)  # untied
+    settings = peft.LoraConfig(r=3, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    theirs = peft.get_peft_model(load_theirs(tmp_path / "base", found.architecture, found.config), settings).eval()
+    probe = random_probe(model.config, found.ids)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        theirs.save_pretrained(tmp_path / "adapter")
+        expected = logits(ask_theirs(theirs.base_model.model, probe, found.architecture, found.config))
+        load_adapter(model, tmp_path / "adapter")
+        ours = logits(ask_ours(model, probe, found.architecture))
+    assert Difference.between(ours, expected).within(tolerance(model.config))
+    assert model.head.weight.requires_grad
+    assert not model.embedding.weight.requires_grad
+
+
 def test_a_model_without_a_twin_is_written_under_our_names(tmp_path):
     model = tiny("decoder", **{"norm.placement": "sandwich"})
     plain = copy.deepcopy(model)
@@ -239,6 +291,10 @@ def changed(directory, **values):
         ({"peft_type": "IA3"}, r"peft_type is 'IA3', but triune reads LORA"),
         ({"bias": "all"}, r"bias is 'all', but triune's LoRA has 'none' alone"),
         ({"lora_bias": True}, r"lora_bias is True"),
+        (
+            {"init_lora_weights": "pissa_niter_4"},
+            r"init_lora_weights is 'pissa_niter_4', which changed the base as well",
+        ),
         ({"r": "8"}, r"r is '8' and lora_alpha 5.0, but both must be numbers"),
     ],
 )
@@ -299,6 +355,6 @@ def test_an_architecture_that_the_model_is_not_is_refused(written, tmp_path):
 
 def test_a_convolution_is_refused(tmp_path):
     model, _ = imported(CASES["vit"][0], tmp_path)
-    names = _Names(entries={entry.ours: entry for entry in architecture("vit").mapping(model.config).entries})
+    names = Names(entries={entry.ours: entry for entry in architecture("vit").mapping(model.config).entries})
     with pytest.raises(UserError, match="is a convolution there"):
         names.pieces("embedding.projection")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from torch import nn
@@ -89,5 +88,5 @@ def _line(model: Transformer, how: str) -> str:
 
 
 def _millions(count: int) -> str:
-    """At least two digits of a count, in millions: 134.5M, 0.6M, 0.012M."""
-    return re.sub(r"0+$", "", f"{count / 1e6:.{1 if count >= 1e5 else 4}f}").removesuffix(".") + "M"
+    """A count in millions, with two digits where it is small: 134.5M, 0.6M, 0.0012M."""
+    return f"{count / 1e6:.1f}M" if count >= 1e5 else f"{count / 1e6:.2g}M"

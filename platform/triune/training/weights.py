@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from triune.adapters.config import LoraAdapter
+from triune.adapters.placement import merged_tensors
 from triune.data.tokenizers import Tokenizer
 from triune.errors import UserError
 from triune.exchange.files import CONFIG, WEIGHTS, read_json
@@ -27,6 +29,7 @@ from triune.training.conversion_plan import plan_conversion
 from triune.training.conversion_settings import Setting
 from triune.training.token_rows import TokenRows, join_tokens, same_tokens
 from triune.training.towers import Source, source_of
+from triune.tree import construct
 from triune.units import Count
 
 
@@ -56,6 +59,9 @@ def read_weights(path: str | Path, *, option: str = "init.from") -> Saved:
     tensors = {
         name.removeprefix("model."): tensor for name, tensor in state["state_dict"].items() if name.startswith("model.")
     }
+    adapter = state["triune"].get("adapter")
+    if adapter is not None:
+        tensors = merged_tensors(tensors, construct(LoraAdapter, adapter, "adapter"))
     return saved_from(checkpoint, state["triune"], tensors)
 
 

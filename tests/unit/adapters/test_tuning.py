@@ -5,12 +5,15 @@ import copy
 import pytest
 import torch
 
-from triune.adapters import attach, prepare
+from triune.adapters import attach, merge, prepare
 from triune.adapters.config import LoraAdapter, TuningConfig
 from triune.errors import UserError
+from triune.exchange.model_directory import describe
 from triune.models import build
 from triune.training.config import Adafactor, AdamW, Muon
 from triune.training.optimizers import build_optimizer, layer_shares
+from triune.training.weights import read_weights
+from triune.tree import to_tree
 
 BASE = {"vocabulary": 40, "context": 32, "width": 32, "layers": 3, "heads": 4}
 CLASSES = {"family": "encoder", "position": {"kind": "learned"}, "token_types": 2, "norm": {"embedding": True}}
@@ -38,7 +41,7 @@ def test_a_frozen_backbone_leaves_the_head():
     model = make(**CLASSES)
     line = prepare(model, TuningConfig(freeze="backbone"))
     assert trains(model) == {"head.dense.weight", "head.dense.bias", "head.weight", "head.bias"}
-    assert line == "trains 0.0012M of 0.0418M parameters (frozen: backbone)"
+    assert line == "trains 0.0012M of 0.042M parameters (frozen: backbone)"
 
 
 def test_a_tied_table_is_backbone_too():
@@ -75,22 +78,17 @@ def test_first_blocks_of_each_stack():
 
 def test_nothing_frozen():
     model = make(**CLASSES)
-    assert prepare(model, TuningConfig()) == "trains 0.0418M of 0.0418M parameters"
+    assert prepare(model, TuningConfig()) == "trains 0.042M of 0.042M parameters"
     assert trains(model) == {name for name, _ in model.named_parameters()}
 
 
 def test_an_adapter_says_what_it_trains():
     model = make(**CLASSES)
     line = prepare(model, TuningConfig(layer_decay=0.9), LoraAdapter(rank=4, kind="dora", rank_stabilised=True))
-    assert line == f"trains {_millions(model)} parameters (dora, rank 4, rank-stabilised)"
+    assert line == "trains 0.0082M of 0.049M parameters (dora, rank 4, rank-stabilised)"
     assert under(model, "head.") <= trains(model)
     with pytest.raises(UserError, match=r"tuning.freeze: backbone with adapter.kind: lora"):
         prepare(make(**CLASSES), TuningConfig(freeze="backbone"), LoraAdapter())
-
-
-def _millions(model):
-    counts = [sum(p.numel() for p in model.parameters() if p.requires_grad), sum(p.numel() for p in model.parameters())]
-    return " of ".join(f"{count / 1e6:.4f}".rstrip("0") + "M" for count in counts)
 
 
 # ---- how fast -----------------------------------------------------------------------------------------------------
@@ -236,6 +234,20 @@ def test_a_resumed_run_goes_on_to_the_bit(config, adapter, settings):
     assert steps(*again, 3, 3) == expected_losses
     assert all(torch.equal(p, again[0].get_parameter(name)) for name, p in model.named_parameters())
     assert all(torch.equal(p, model.get_parameter(name)) for name, p in frozen.items())  # the base has not moved
+
+
+def test_a_checkpoint_with_an_adapter_is_read_as_the_merged_model(tmp_path):
+    """An unfinished run has no model/ yet: `init.from` and `triune generate` read its checkpoint."""
+    adapter = LoraAdapter(kind="dora", rank=3)
+    model, optimizer, scheduler = start(AdamW(learning_rate=0.1), adapter, {"family": "decoder"})
+    steps(model, optimizer, scheduler, 0, 2)
+    facts = {**describe(model, objective="causal", tokenizer=""), "adapter": to_tree(adapter)}
+    state = {"state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()}, "triune": facts}
+    torch.save(state, tmp_path / "checkpoint.ckpt")
+    found = read_weights(tmp_path / "checkpoint.ckpt").tensors
+    merge(model)
+    assert all(torch.equal(found[name], parameter) for name, parameter in model.named_parameters())
+    assert len(found) == len(model.state_dict())
 
 
 def test_adapters_learn():
