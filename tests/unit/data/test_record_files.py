@@ -62,7 +62,7 @@ QUESTIONS = {
                             "id": 7,
                             "question": "Who lost?",
                             "is_impossible": True,
-                            "answers": [],
+                            "answers": [{"text": "Denver", "answer_start": 4}],
                             "plausible_answers": [{"text": "Denver", "answer_start": 4}],
                         },
                     ],
