@@ -195,13 +195,29 @@ def test_a_part_of_the_answer_teaches_nothing(tokenizers: dict[str, Tokenizer]) 
     assert len(text.encode_batch([context])[0]) == 7
     room = 3 + len(text.encode_batch(["Where?"])[0])  # special tokens and question
     task = make(text, context=room + 5, stride=2)
-    for answer, learned in (("Cairo Kyoto", [(4, 5), (1, 2)]), ("Kyoto Quito", [None, (2, 3)])):
+    nothing = (1 - (room - 1),)  # the row's first token, counted as those of the context are
+    cases = {
+        "Cairo Kyoto": [(4, 5), (1, 2)],
+        "Kyoto Quito": [None, (2, 3)],
+        "Lima Cairo": [(3, 4), None],
+        "Quito Delhi": [nothing, (3, 4)],
+        "Oslo Lima": [(2, 3), nothing],
+    }
+    for answer, learned in cases.items():
         asked = record("Where?", context, says(context, answer))
         encoded = task.encode([asked], training=False)
         for one, span in zip(encoded, learned, strict=True):
             places = np.flatnonzero(one.example.weights) - one.origin.first + 1
             assert places.tolist() == list(span or [])
         assert len(task.encode([asked], training=True)) == 2 - (None in learned)
+
+
+def test_what_stands_beside_an_answer_is_no_part_of_it(tokenizers: dict[str, Tokenizer]) -> None:
+    asked = record("Where?", "Ada:Rome,Bo", ("Rome", 4))
+    for text in tokenizers.values():
+        (row,) = make(text).encode([asked], training=True)
+        (found,) = make(text).predict([row], [sure(row.example)], [asked])
+        assert found["answer"] == "Rome"
 
 
 def test_without_no_answer_only_windows_with_the_answer_are_learned(tokenizers: dict[str, Tokenizer]) -> None:
