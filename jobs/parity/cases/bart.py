@@ -46,4 +46,10 @@ CASES = [
         },
         prepare=bias,
     ),
+    Case(
+        name="several classes of a text",
+        model="BartForSequenceClassification",
+        settings=SHAPE | {"num_labels": 4, "problem_type": "multi_label_classification"},
+    ),
+    Case(name="the ends of an answer", model="BartForQuestionAnswering", settings=SHAPE),
 ]

@@ -30,4 +30,9 @@ CASES = [
     ),
     Case(name="relu, one head, epsilon 1e-5", model="BertForMaskedLM",
         settings=SHAPE | {"hidden_act": "relu", "num_attention_heads": 1, "layer_norm_eps": 1e-5}),
+    Case(name="a class of a text, named", model="BertForSequenceClassification", settings=SHAPE | {"id2label": {"0": "yes", "1": "no", "2": "perhaps"}, "label2id": {"yes": 0, "no": 1, "perhaps": 2}}),
+    Case(name="several classes of a text", model="BertForSequenceClassification", settings=SHAPE | {"num_labels": 4, "problem_type": "multi_label_classification"}),
+    Case(name="a class of each token", model="BertForTokenClassification", settings=SHAPE | {"num_labels": 5}),
+    Case(name="the ends of an answer", model="BertForQuestionAnswering", settings=SHAPE),
+    Case(name="numbers of a text, 3 token types", model="BertForSequenceClassification", settings=SHAPE | {"num_labels": 2, "problem_type": "regression"} | {"type_vocab_size": 3}),
 ]  # fmt: skip

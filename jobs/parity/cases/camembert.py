@@ -13,4 +13,12 @@ SHAPE = {
     "bos_token_id": 5,
     "eos_token_id": 6,
 }
-CASES = [Case(name="7 heads of 4, tied", model="CamembertForMaskedLM", settings=SHAPE)]
+CASES = [
+    Case(name="7 heads of 4, tied", model="CamembertForMaskedLM", settings=SHAPE),
+    Case(
+        name="a class of a text, named",
+        model="CamembertForSequenceClassification",
+        settings=SHAPE
+        | {"id2label": {"0": "yes", "1": "no", "2": "perhaps"}, "label2id": {"yes": 0, "no": 1, "perhaps": 2}},
+    ),
+]

@@ -24,4 +24,17 @@ CASES = [
         settings=SHAPE | {"activation": "relu", "n_heads": 1, "pad_token_id": 3},
     ),
     Case(name="no head", model="DistilBertModel", settings=SHAPE),
+    Case(
+        name="a class of a text, named",
+        model="DistilBertForSequenceClassification",
+        settings=SHAPE
+        | {"id2label": {"0": "yes", "1": "no", "2": "perhaps"}, "label2id": {"yes": 0, "no": 1, "perhaps": 2}},
+    ),
+    Case(
+        name="several classes of a text",
+        model="DistilBertForSequenceClassification",
+        settings=SHAPE | {"num_labels": 4, "problem_type": "multi_label_classification"},
+    ),
+    Case(name="a class of each token", model="DistilBertForTokenClassification", settings=SHAPE | {"num_labels": 5}),
+    Case(name="the ends of an answer", model="DistilBertForQuestionAnswering", settings=SHAPE),
 ]

@@ -38,4 +38,17 @@ CASES = [
         | {"hidden_act": "relu", "tie_word_embeddings": False, "type_vocab_size": 1, "num_hidden_layers": 3},
     ),
     Case(name="no head, embeddings as wide", model="ElectraModel", settings=SHAPE | {"embedding_size": 30}),
+    Case(
+        name="a class of a text, named",
+        model="ElectraForSequenceClassification",
+        settings=SHAPE
+        | {"id2label": {"0": "yes", "1": "no", "2": "perhaps"}, "label2id": {"yes": 0, "no": 1, "perhaps": 2}},
+    ),
+    Case(
+        name="several classes of a text",
+        model="ElectraForSequenceClassification",
+        settings=SHAPE | {"num_labels": 4, "problem_type": "multi_label_classification"},
+    ),
+    Case(name="a class of each token", model="ElectraForTokenClassification", settings=SHAPE | {"num_labels": 5}),
+    Case(name="the ends of an answer", model="ElectraForQuestionAnswering", settings=SHAPE),
 ]

@@ -41,4 +41,7 @@ CASES = [
         model="GPTNeoXForCausalLM",
         settings=SHAPE | {"use_parallel_residual": False} | _turned(0.5, rope_type="linear", factor=3.0),
     ),
+    Case(name="a class of a text, named", model="GPTNeoXForSequenceClassification", settings=SHAPE | {"pad_token_id": 0} | {"id2label": {"0": "yes", "1": "no", "2": "perhaps"}, "label2id": {"yes": 0, "no": 1, "perhaps": 2}}),
+    Case(name="a class of each token", model="GPTNeoXForTokenClassification", settings=SHAPE | {"pad_token_id": 0} | {"num_labels": 5}),
+    Case(name="the ends of an answer", model="GPTNeoXForQuestionAnswering", settings=SHAPE | {"pad_token_id": 0}),
 ]  # fmt: skip

@@ -46,4 +46,22 @@ CASES = [
         model="LlamaForCausalLM",
         settings=SHAPE | {"num_key_value_heads": 6} | _scaled("yarn", original_max_position_embeddings=12),
     ),
+    Case(
+        name="a class of a text, named",
+        model="LlamaForSequenceClassification",
+        settings=SHAPE
+        | {"pad_token_id": 0}
+        | {"id2label": {"0": "yes", "1": "no", "2": "perhaps"}, "label2id": {"yes": 0, "no": 1, "perhaps": 2}},
+    ),
+    Case(
+        name="a class of each token",
+        model="LlamaForTokenClassification",
+        settings=SHAPE | {"pad_token_id": 0} | {"num_labels": 5},
+    ),
+    Case(name="the ends of an answer", model="LlamaForQuestionAnswering", settings=SHAPE | {"pad_token_id": 0}),
+    Case(
+        name="numbers of a text, without a pad",
+        model="LlamaForSequenceClassification",
+        settings=SHAPE | {"num_labels": 2, "problem_type": "regression"} | {"tie_word_embeddings": True},
+    ),
 ]

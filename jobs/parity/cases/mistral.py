@@ -46,4 +46,17 @@ CASES = [
             },
         },
     ),
+    Case(
+        name="a class of a text, named",
+        model="MistralForSequenceClassification",
+        settings=SHAPE
+        | {"pad_token_id": 0}
+        | {"id2label": {"0": "yes", "1": "no", "2": "perhaps"}, "label2id": {"yes": 0, "no": 1, "perhaps": 2}},
+    ),
+    Case(
+        name="a class of each token",
+        model="MistralForTokenClassification",
+        settings=SHAPE | {"pad_token_id": 0} | {"num_labels": 5},
+    ),
+    Case(name="the ends of an answer", model="MistralForQuestionAnswering", settings=SHAPE | {"pad_token_id": 0}),
 ]

@@ -67,4 +67,24 @@ CASES = [
         },
     ),
     Case(name="without a head", model="ModernBertModel", settings=SHAPE | {"num_hidden_layers": 2}),
+    Case(
+        name="a class of a text, named",
+        model="ModernBertForSequenceClassification",
+        settings=SHAPE
+        | {"id2label": {"0": "yes", "1": "no", "2": "perhaps"}, "label2id": {"yes": 0, "no": 1, "perhaps": 2}},
+    ),
+    Case(
+        name="several classes of a text",
+        model="ModernBertForSequenceClassification",
+        settings=SHAPE | {"num_labels": 4, "problem_type": "multi_label_classification"},
+    ),
+    Case(name="a class of each token", model="ModernBertForTokenClassification", settings=SHAPE | {"num_labels": 5}),
+    Case(name="the ends of an answer", model="ModernBertForQuestionAnswering", settings=SHAPE),
+    Case(
+        name="the mean of a text, own activation and a bias",
+        model="ModernBertForSequenceClassification",
+        settings=SHAPE
+        | {"num_labels": 4, "problem_type": "multi_label_classification"}
+        | {"classifier_pooling": "mean", "classifier_activation": "silu", "classifier_bias": True},
+    ),
 ]

@@ -49,4 +49,6 @@ CASES = [
             },
         },
     ),
+    Case(name="the ends of an answer", model="Qwen2ForQuestionAnswering", settings=SHAPE | {"pad_token_id": 0}),
+    Case(name="a class of a text, named", model="Qwen2ForSequenceClassification", settings=SHAPE | {"pad_token_id": 0} | {"id2label": {"0": "yes", "1": "no", "2": "perhaps"}, "label2id": {"yes": 0, "no": 1, "perhaps": 2}}),
 ]  # fmt: skip

@@ -31,4 +31,6 @@ CASES = [
         model="Qwen3ForCausalLM",
         settings=SHAPE | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1, "num_hidden_layers": 3},
     ),
+    Case(name="the ends of an answer", model="Qwen3ForQuestionAnswering", settings=SHAPE | {"pad_token_id": 0}),
+    Case(name="several classes of a text", model="Qwen3ForSequenceClassification", settings=SHAPE | {"pad_token_id": 0} | {"num_labels": 4, "problem_type": "multi_label_classification"}),
 ]  # fmt: skip

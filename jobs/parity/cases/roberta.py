@@ -35,4 +35,17 @@ CASES = [
         model="RobertaForMaskedLM",
         settings=SHAPE | {"hidden_act": "relu", "num_attention_heads": 1, "pad_token_id": 0, "bos_token_id": 1},
     ),
+    Case(
+        name="a class of a text, named",
+        model="RobertaForSequenceClassification",
+        settings=SHAPE
+        | {"id2label": {"0": "yes", "1": "no", "2": "perhaps"}, "label2id": {"yes": 0, "no": 1, "perhaps": 2}},
+    ),
+    Case(
+        name="several classes of a text",
+        model="RobertaForSequenceClassification",
+        settings=SHAPE | {"num_labels": 4, "problem_type": "multi_label_classification"},
+    ),
+    Case(name="a class of each token", model="RobertaForTokenClassification", settings=SHAPE | {"num_labels": 5}),
+    Case(name="the ends of an answer", model="RobertaForQuestionAnswering", settings=SHAPE),
 ]

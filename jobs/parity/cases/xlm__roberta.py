@@ -12,4 +12,12 @@ SHAPE = {
     "type_vocab_size": 1,
     "layer_norm_eps": 1e-5,
 }
-CASES = [Case(name="3 heads of 12, tied", model="XLMRobertaForMaskedLM", settings=SHAPE)]
+CASES = [
+    Case(name="3 heads of 12, tied", model="XLMRobertaForMaskedLM", settings=SHAPE),
+    Case(
+        name="a class of a text, named",
+        model="XLMRobertaForSequenceClassification",
+        settings=SHAPE
+        | {"id2label": {"0": "yes", "1": "no", "2": "perhaps"}, "label2id": {"yes": 0, "no": 1, "perhaps": 2}},
+    ),
+]

@@ -10,7 +10,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
@@ -19,6 +19,9 @@ from triune.errors import UserError, nearest
 from triune.exchange import architectures
 from triune.exchange.mapping import TensorMapping
 from triune.models.config import ClassHeadConfig, Family, HeadConfig, ModelConfig
+
+if TYPE_CHECKING:
+    from triune.exchange.task_heads import Tasks
 
 _OBJECTIVES: dict[Family, str] = {"encoder": "masked", "decoder": "causal", "encoder_decoder": "span_corruption"}
 _MISSING: Any = object()
@@ -170,6 +173,7 @@ class Architecture:
         extra: more keys for config.json and generation_config.json that depend on the ids of special tokens.
         arguments: more arguments of their forward pass, for a model of these settings and the real ones of tokens [B, T] (Longformer's
             global ones): without them theirs computes something else.
+        tasks: its classes with the heads of tasks; `triune.exchange.task_heads.with_tasks` sets it.
         caveat: from their config, what a person must know who takes one model for the other, beyond what the proof asks; else empty.
     """
 
@@ -186,6 +190,7 @@ class Architecture:
     twin: bool = False
     extra: Callable[[TokenIds], dict[str, Any]] = lambda ids: {}
     arguments: Callable[[ModelConfig, Tensor], dict[str, Any]] = lambda config, real: {}
+    tasks: Tasks | None = None
     caveat: Callable[[Mapping[str, Any]], str] = lambda values: ""
 
     @property
@@ -193,13 +198,12 @@ class Architecture:
         """Kind of objective that an imported model is trained on by default."""
         return self.objective or _OBJECTIVES[self.family]
 
-    @property
-    def generates(self) -> bool:
-        """Whether its models write text."""
-        return self.family != "encoder"
+    def generates(self, config: ModelConfig) -> bool:
+        """Whether a model of these settings writes text."""
+        return self.family != "encoder" and isinstance(config.head, HeadConfig)
 
     def config_json(self, config: ModelConfig, ids: TokenIds) -> dict[str, Any]:
-        """The whole `config.json` of a model of ours."""
+        """The whole `config.json` of a model of ours; classes have the names LABEL_0, LABEL_1, ..."""
         head = {"architectures": [self.classes(config).concrete], "model_type": self.model_type}
         written = self.write_config(config)
         named = {key: value for key, value in ids.named().items() if value is not None or key not in written}

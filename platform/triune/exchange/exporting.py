@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from triune.exchange.architecture import Architecture, TokenIds
 from triune.exchange.carried import Carried
 from triune.exchange.files import CONFIG, draft_of, write_weights
 from triune.exchange.importing import write_proof
+from triune.exchange.labels import check_labels, write_labels
 from triune.exchange.mapping import to_theirs
 from triune.exchange.model_directory import own_tensors
 from triune.exchange.obstacles import choose
 from triune.exchange.parity import Parity, load_theirs, prove
 from triune.exchange.tokenizer_files import write_tokenizer
-from triune.models.config import ModelConfig
+from triune.models.config import ClassHeadConfig, ModelConfig
 from triune.models.factory import Transformer
 
 SHARD_SIZE = 5_000_000_000  # bytes; what `save_pretrained` cuts at
@@ -32,6 +34,7 @@ def to_huggingface(
     shard_size: int = SHARD_SIZE,
     ids: TokenIds | None = None,
     carried: Carried | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Parity:
     """Write `directory` for `from_pretrained`: config.json, weights, tokenizer, generation_config.json and parity.json.
 
@@ -43,10 +46,13 @@ def to_huggingface(
         shard_size: bytes from which on the weights are cut into several files.
         ids: special tokens for the config where there is no tokenizer.
         carried: what the directory that the model was imported from said of generation and images.
+        labels: what the classes of its head are called, in the order of the scores; None calls them LABEL_0, LABEL_1, ...
 
     Raises:
-        UserError: a setting that no architecture (or not this one) has, or a model that `transformers` computes otherwise.
+        UserError: a setting that no architecture (or not this one) has, labels that are not those of the head, or a model that
+            `transformers` computes otherwise.
     """
+    check_labels(labels, model.config.head.labels if isinstance(model.config.head, ClassHeadConfig) else 0)
     carried = carried or Carried()
     ids = carried.ids(TokenIds.of(tokenizer) if ids is None else ids)
     target = choose(model.config, architecture, ids)
@@ -56,10 +62,10 @@ def to_huggingface(
     model.eval()
     try:
         with draft_of(place) as draft:
-            write_model(model, draft, target, ids=ids, shard_size=shard_size)
-            carried.write(draft, generates=target.generates)
+            write_model(model, draft, target, ids=ids, shard_size=shard_size, labels=labels)
+            carried.write(draft, generates=target.generates(model.config))
             if tokenizer is not None:
-                write_tokenizer(tokenizer, draft, target, context=int(model.config.context))
+                write_tokenizer(tokenizer, draft, model.config)
             theirs = load_theirs(draft, target, model.config)
             parity = prove(model, theirs, target, ids=ids, tokenizer=tokenizer, what=place)
             write_proof(parity, draft, direction="export")
@@ -69,12 +75,18 @@ def to_huggingface(
 
 
 def write_model(
-    model: Transformer, directory: Path, target: Architecture, *, ids: TokenIds, shard_size: int = SHARD_SIZE
+    model: Transformer,
+    directory: Path,
+    target: Architecture,
+    *,
+    ids: TokenIds,
+    shard_size: int = SHARD_SIZE,
+    labels: Sequence[str] | None = None,
 ) -> None:
     """Config, generation config and weights into a directory that is there."""
     config = model.config
-    _write(directory / CONFIG, target.config_json(config, ids))
-    if target.generates:
+    _write(directory / CONFIG, target.config_json(config, ids) | ({} if labels is None else write_labels(labels)))
+    if target.generates(config):
         _write(directory / "generation_config.json", _generation(target, config, ids))
     tensors = to_theirs(target.mapping(config), own_tensors(model))
     if target.classes(config).bare:

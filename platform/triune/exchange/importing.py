@@ -17,9 +17,11 @@ from triune.exchange.architecture import Architecture, Settings, TokenIds, archi
 from triune.exchange.carried import Carried
 from triune.exchange.files import CONFIG, PROOF, WeightFiles, checksum, draft_of, read_json
 from triune.exchange.gguf_models import load_reading, read_gguf
+from triune.exchange.labels import read_labels
 from triune.exchange.mapping import TensorMapping, check_shapes, to_ours
 from triune.exchange.model_directory import MODEL_TYPE, Saved, fill_directory
 from triune.exchange.parity import Parity, load_theirs, prove
+from triune.exchange.task_heads import kind_of, task_of
 from triune.gguf_file import is_gguf
 from triune.models.checks import check
 from triune.models.config import ModelConfig, TokenInput
@@ -36,6 +38,7 @@ class Foreign:
         config: its settings.
         ids: special tokens that its config names.
         tensors: its weights.
+        labels: what its classes are called, in the order of the scores; None where nobody named them.
     """
 
     directory: Path
@@ -43,6 +46,18 @@ class Foreign:
     config: ModelConfig
     ids: TokenIds
     tensors: dict[str, Tensor]
+    labels: list[str] | None = None
+
+    @property
+    def task(self) -> dict[str, Any] | None:
+        """What its head was fine-tuned for, as our model directory keeps it; None for a head of no task."""
+        return task_of(self.config.head, self.labels)
+
+    @property
+    def objective(self) -> str:
+        """Kind of objective that it is trained on by default."""
+        task = self.task
+        return self.architecture.trained_by if task is None else str(task["objective"]["kind"])
 
 
 def from_huggingface(directory: str | Path) -> tuple[Transformer, ModelConfig]:
@@ -76,7 +91,16 @@ def read_foreign(directory: Path) -> Foreign:
     read = files.read(wanted.values())
     tensors = to_ours(mapping, {name: read[held] for name, held in wanted.items()}, place=directory)
     _check_types(tensors, directory)
-    return Foreign(directory=directory, architecture=target, config=config, ids=TokenIds.read(values), tensors=tensors)
+    scored = kind_of(config.head) in ("sequence", "tokens")
+    labels = read_labels(Settings(values, place=directory / CONFIG))[1] if scored else None
+    return Foreign(
+        directory=directory,
+        architecture=target,
+        config=config,
+        ids=TokenIds.read(values),
+        tensors=tensors,
+        labels=labels,
+    )
 
 
 def foreign_config(directory: Path) -> dict[str, Any]:
@@ -118,7 +142,8 @@ def as_saved(directory: Path) -> Saved:
     return Saved(
         path=directory,
         model=found.config,
-        objective=found.architecture.trained_by,
+        objective=found.objective,
+        task=found.task,
         tokenizer=_tokenizer(directory).fingerprint if _reads_text(found.config) else "",
         tensors=found.tensors,
     )
@@ -153,8 +178,8 @@ def import_directory(directory: str | Path, out: str | Path, *, tokenizer: str |
         what=source,
     )
     with draft_of(place) as draft:
-        fill_directory(model, words, draft, objective=found.architecture.trained_by)
-        Carried.read(source).write(draft, generates=found.architecture.generates)
+        fill_directory(model, words, draft, objective=found.objective, task=found.task)
+        Carried.read(source).write(draft, generates=found.architecture.generates(found.config))
         write_proof(parity, draft, direction="import")
     return parity
 

@@ -27,6 +27,7 @@ _FREE = (
     "feed_forward.chunk",
     "attention.dropout",
     "attention.backend",
+    "head.dropout",
 )
 
 
@@ -115,6 +116,7 @@ def meaning(config: ModelConfig) -> dict[str, Any]:
         position=_position(config),
         head=_head(config.head),
         embedding_width=config.resolved_embedding_width,
+        tie_embeddings=config.tie_embeddings or isinstance(config.head, ClassHeadConfig),  # nothing to tie
     )
     found = {path: value for path, value in _leaves(to_tree(resolved)) if not f"{path}.".startswith(_PREFIXES)}
     scale = config.attention.scale
@@ -133,7 +135,9 @@ def meaning(config: ModelConfig) -> dict[str, Any]:
 def _head(head: HeadConfig | ClassHeadConfig) -> HeadConfig | ClassHeadConfig:
     """What plays no part without a transform is left at its default."""
     if isinstance(head, ClassHeadConfig):
-        return head if head.transform else dataclasses.replace(head, activation="tanh")
+        head = head if head.problem == "match" else dataclasses.replace(head, scale=ClassHeadConfig.scale)
+        head = head if head.labels else dataclasses.replace(head, bias=True)
+        return head if head.transform else dataclasses.replace(head, activation="tanh", transform_bias=True)
     scale = 1.0 if head.scale is None else head.scale
     if head.transform:
         return dataclasses.replace(head, scale=scale)

@@ -224,7 +224,7 @@ def prove(
     allowed = tolerance(ours.config)
     if any(one.problem(allowed) is not None for one in compared):
         compared = _with_rounding(compared, ours, probes, target)
-    if target.generates and all(one.problem(allowed) is None for one in compared):
+    if target.generates(ours.config) and all(one.problem(allowed) is None for one in compared):
         written = _greedy(ours, theirs, probes[0])
     parity = Parity(
         architecture=target.model_type,

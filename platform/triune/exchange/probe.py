@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triune.attention.layout import SequenceLayout
 from triune.data.tokenizers import Tokenizer
+from triune.errors import UserError
 from triune.exchange.architecture import Architecture, TokenIds
-from triune.models.config import ClassHeadConfig, ModelConfig, PatchInput
+from triune.exchange.task_heads import kind_of
+from triune.models.config import ClassHeadConfig, HeadConfig, ModelConfig, PatchInput
 from triune.models.encoder_decoder import EncoderDecoder
 from triune.models.factory import Transformer
 from triune.models.heads import ClassHead
@@ -31,11 +34,12 @@ class Probe:
         name: for the record.
         inputs: [B, T] ids, or [B, C, height, width] images.
         lengths: real positions of each row.
-        targets: [B, T] ids or classes, [B] where a row has one class; those of weight 0 do not count.
+        targets: [B, T] ids or classes, [B] where a row has one class, or numbers; those of weight 0 do not count. As `ClassHead.loss`.
         weights: 0 or 1, of the shape of the targets.
         token_types: [B, T] segments, or None.
         source: [B, S] what an encoder beside the decoder reads, or None.
         source_lengths: real tokens of each row of the source.
+        values: [B, L] yes or no of each label, or numbers, of each row, or None.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Probe:
     token_types: Tensor | None = None
     source: Tensor | None = None
     source_lengths: list[int] | None = None
+    values: Tensor | None = None
 
     @property
     def layout(self) -> SequenceLayout:
@@ -78,7 +83,8 @@ class Answer:
 def random_probe(config: ModelConfig, ids: TokenIds, *, seed: int = 0, longest: int = _LONGEST) -> Probe:
     """Three rows of random ids, the first as long as the model (or `longest`) allows, the others padded.
 
-    Ids of special tokens are left out, but as padding: RoBERTa counts positions by its pad, BART pools at its eos.
+    Ids of special tokens are left out, but as padding: RoBERTa counts positions by its pad, BART pools at its eos. Without a pad
+    theirs finds the last token of no row that is padded, so that a decoder's classifier is then asked of one row.
     """
     draw = torch.Generator().manual_seed(seed)
     if isinstance(config.input, PatchInput):
@@ -93,6 +99,9 @@ def random_probe(config: ModelConfig, ids: TokenIds, *, seed: int = 0, longest: 
         drawn = usable[torch.randint(len(usable), (len(counts), width), generator=draw)]
         return drawn.where(_real(counts, width), torch.tensor(ids.pad or 0))
 
+    if isinstance(config.head, ClassHeadConfig):
+        lengths = lengths[:1] if config.head.pool == "last" and ids.pad is None else lengths
+        return _labelled(config, config.head, rows(length, lengths), lengths, ids, draw)
     inputs = rows(length, lengths)
     real = _real(lengths, length)
     if config.family == "decoder":
@@ -100,8 +109,6 @@ def random_probe(config: ModelConfig, ids: TokenIds, *, seed: int = 0, longest: 
     targets = rows(length, lengths)
     weights = real if config.family == "encoder_decoder" else real & (torch.rand(real.shape, generator=draw) < 0.5)
     weights[:, 0] = True
-    if isinstance(config.head, ClassHeadConfig):
-        targets, weights = _classes(config.head, real, draw)
     source_length = max(2, length - 3)
     source_lengths = [max(2, source_length // 3), source_length, max(2, source_length // 2)]
     types = torch.randint(config.token_types, inputs.shape, generator=draw) if config.token_types > 1 else None
@@ -156,21 +163,25 @@ def ask_ours(model: Transformer, probe: Probe, target: Architecture) -> Answer:
         hidden = model(probe.inputs, **around)
     real, source_real = ~probe.layout.padding, None if probe.source_layout is None else ~probe.source_layout.padding
     kept = {name: state[source_real if name.startswith("encoder ") else real] for name, state in states.items()}
+    pooled = isinstance(model.head, ClassHead) and model.head.pool != "none"
     around = {"layout": probe.layout} if isinstance(model.head, ClassHead) else {}
     if target.classes(model.config).bare:
-        pooled = model.head.logits(hidden, **around) if isinstance(model.head, ClassHead) else None
-        return Answer(states=kept | {"the stack": hidden[real]}, logits=pooled, loss=None)
-    out = model.head.loss(hidden, probe.targets, probe.weights, **around)
+        scores = model.head.logits(hidden, **around) if isinstance(model.head, ClassHead) else None
+        return Answer(states=kept | {"the stack": hidden[real]}, logits=scores, loss=None)
     logits = model.head.logits(hidden, **around)
-    return Answer(states=kept, logits=_of_tokens(logits, real), loss=out.total / out.weight)
+    if probe.values is not None:
+        around["values"] = probe.values.to(hidden.dtype)
+    out = model.head.loss(hidden, probe.targets, probe.weights, **around)
+    return Answer(states=kept, logits=logits if pooled else _of_tokens(logits, real), loss=out.total / out.weight)
 
 
 def ask_theirs(model: nn.Module, probe: Probe, target: Architecture, config: ModelConfig) -> Answer:
     """Their answer, from their own forward pass with labels."""
     real = ~probe.layout.padding
     around: dict[str, Any] = {"output_hidden_states": True, "return_dict": True}
-    yes_or_no = isinstance(config.head, ClassHeadConfig) and config.head.labels == 1  # these know no label to skip
-    labels = probe.targets if yes_or_no else probe.targets.where(probe.weights > 0, -100)
+    head = config.head
+    # one score a token knows no label to skip
+    labels = probe.targets if kind_of(head) is None and not isinstance(head, HeadConfig) else _labels(probe)
     if probe.source_layout is not None:
         source_real = ~probe.source_layout.padding
         around |= {"input_ids": probe.source, "attention_mask": source_real.long()}
@@ -181,12 +192,15 @@ def ask_theirs(model: nn.Module, probe: Probe, target: Architecture, config: Mod
         around |= {"input_ids": probe.inputs, "attention_mask": real.long()}
         if probe.token_types is not None:
             around["token_type_ids"] = probe.token_types
-        if config.family == "decoder":  # they shift by themselves
+        if config.family == "decoder" and isinstance(head, HeadConfig):  # they shift by themselves
             labels = probe.inputs.where(real, -100)
     around |= target.arguments(config, real)
-    bare = target.classes(config).bare
-    out = model(**around, **({} if bare else {"labels": labels}))
-    scores = _bare_scores(out, config) if bare else _of_tokens(out.logits, real)
+    bare, span = target.classes(config).bare, kind_of(head) == "span"
+    out = model(**around, **({} if bare or span else {"labels": labels}))
+    if bare or span:
+        scores = _bare_scores(out, config) if bare else torch.stack([out.start_logits, out.end_logits], -1)[real]
+    else:
+        scores = out.logits if kind_of(head) == "sequence" else _of_tokens(out.logits, real)
     if probe.source_layout is not None:
         states = _named("encoder ", out.encoder_hidden_states, source_real)
         states |= _named("decoder ", out.decoder_hidden_states, real)
@@ -194,7 +208,8 @@ def ask_theirs(model: nn.Module, probe: Probe, target: Architecture, config: Mod
         states = _named("", out.hidden_states, real)
     if bare:
         states["the stack"] = out.last_hidden_state[real]
-    return Answer(states=states, logits=scores, loss=None if bare else out.loss)
+    loss = _span_loss(out.start_logits, out.end_logits, probe, real) if span else None if bare else out.loss
+    return Answer(states=states, logits=scores, loss=loss)
 
 
 def greedy_prompts(probe: Probe) -> list[tuple[list[int], list[int] | None]]:
@@ -290,6 +305,74 @@ def _images(config: ModelConfig, image: PatchInput, draw: torch.Generator) -> Pr
     assert isinstance(config.head, ClassHeadConfig)
     targets, weights = _classes(config.head, _real(lengths, image.positions), draw)
     return Probe(name="random", inputs=inputs, lengths=lengths, targets=targets, weights=weights.float())
+
+
+def _labelled(
+    config: ModelConfig, head: ClassHeadConfig, inputs: Tensor, lengths: list[int], ids: TokenIds, draw: torch.Generator
+) -> Probe:
+    """Rows of text with what a task's head is to find in them.
+
+    An encoder-decoder's encoder reads them, ending in eos, by which theirs finds the end of a text, and its decoder reads them shifted
+    right (`Task.read`).
+    """
+    real = _real(lengths, inputs.shape[1])
+    source, types = None, None
+    if config.family == "encoder_decoder":
+        if ids.eos is None:
+            raise UserError(
+                "an encoder-decoder's head of a task needs eos, by which transformers finds the end of a text: give the tokenizer"
+            )
+        ends = torch.tensor(lengths).unsqueeze(1) - 1
+        source = inputs.scatter(1, ends, ids.eos)
+        start = next(one for one in (ids.decoder_start, ids.pad, 0) if one is not None)
+        inputs = torch.cat([torch.full_like(source[:, :1], start), source[:, :-1]], 1).where(
+            real, torch.tensor(ids.pad or 0)
+        )
+    elif config.family == "encoder" and config.token_types > 1:
+        types = torch.randint(config.token_types, inputs.shape, generator=draw)
+    values, rows = None, len(lengths)
+    if head.problem == "span":
+        targets, weights = _spans(lengths, inputs.shape[1], draw)
+    elif head.problem == "single_label":
+        targets, weights = _classes(head, real, draw)
+    else:
+        targets, weights = torch.arange(rows), torch.ones(rows)
+        values = torch.randn(rows, head.labels, generator=draw)
+        values = (values > 0).float() if head.problem == "multi_label" else values
+    return Probe(
+        name="random",
+        inputs=inputs,
+        lengths=lengths,
+        targets=targets,
+        weights=weights.float(),
+        token_types=types,
+        source=source,
+        source_lengths=None if source is None else lengths,
+        values=values,
+    )
+
+
+def _spans(lengths: list[int], width: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A start and an end of each row, as `ClassHead.loss` has them: ([B, T] 1, 2 or 3, [B, T] halves)."""
+    targets, weights = torch.zeros(len(lengths), width, dtype=torch.int64), torch.zeros(len(lengths), width)
+    for row, length in enumerate(lengths):
+        for number, place in enumerate(torch.randint(length, (2,), generator=draw).sort().values.tolist()):
+            targets[row, place] += number + 1
+            weights[row, place] += 0.5
+    return targets, weights
+
+
+def _span_loss(starts: Tensor, ends: Tensor, probe: Probe, real: Tensor) -> Tensor:
+    """Their loss of starts and ends [B, T], over the tokens of each row alone: their own counts padding in, so that a row's loss
+    depends on the others of its batch."""
+    scores = torch.stack([starts, ends], 1).masked_fill(~real.unsqueeze(1), -torch.inf)  # [B, 2, T]
+    places = torch.stack([probe.targets & 1, probe.targets >> 1], 1).argmax(2)  # [B, 2]
+    return F.cross_entropy(scores.flatten(0, 1), places.flatten())
+
+
+def _labels(probe: Probe) -> Tensor:
+    """What theirs takes as labels: numbers, or classes with -100 where none is asked for."""
+    return probe.targets.where(probe.weights > 0, -100) if probe.values is None else probe.values
 
 
 def _classes(head: ClassHeadConfig, real: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:

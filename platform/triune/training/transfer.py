@@ -38,6 +38,7 @@ def export_model(source: str, out: str, architecture: str | None = None, shard_s
         architecture=architecture,
         shard_size=size,
         carried=Carried.read(saved.path),
+        labels=(saved.task or {}).get("labels"),
     )
     print(f"{out}: {parity.architecture} from {saved.path}; {_agreement(parity)}")
     _warn(parity)

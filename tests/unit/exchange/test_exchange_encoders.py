@@ -131,8 +131,9 @@ def test_a_twin_is_taken_only_where_it_is_wanted():
         ("electra", GENERATOR, {"head.activation": "relu"}, {"head.activation": ("relu", "gelu")}),
         ("electra", GENERATOR, {"feed_forward.kind": "relu"}, {}),
         ("electra", GENERATOR, {"embedding_width": None}, {}),
-        ("electra", DISCRIMINATOR, {"head.labels": 2}, {"head.labels": (2, 1)}),
-        ("electra", DISCRIMINATOR, {"head.pool": "first"}, {"head.pool": ("first", "none")}),
+        # two classes of a token, and one of a text, are other classes of theirs, with heads of their own
+        ("electra", DISCRIMINATOR, {"head.labels": 2}, {"head.transform": (True, False), "head.activation": ("gelu", "tanh")}),
+        ("electra", DISCRIMINATOR, {"head.pool": "first"}, {"head.problem": ("single_label", "multi_label")}),
         ("electra", DISCRIMINATOR, {"head.transform": False}, {"head.transform": (False, True), "head.activation": ("tanh", "gelu")}),
         ("electra", DISCRIMINATOR, {"feed_forward.kind": "relu"}, {"head.activation": ("gelu", "relu")}),
         ("esm", ESM, {"feed_forward.kind": "relu"}, {"feed_forward.kind": ("relu", "gelu")}),

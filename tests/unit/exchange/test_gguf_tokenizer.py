@@ -11,8 +11,9 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from triune.data.config import TokenizerConfig
 from triune.data.tokenizers import Tokenizer, train_tokenizer
 from triune.errors import UserError
-from triune.exchange.architecture import architecture
 from triune.exchange.tokenizer_files import write_tokenizer
+from triune.models.config import ModelConfig
+from triune.units import Count
 
 TEXTS = [
     "The river that runs through the city is wide; it isn't deep, they'LL say.",
@@ -158,9 +159,7 @@ def test_a_text_begins_as_the_file_says(keys, added, tmp_path):
     own = byte_level_of(definition_of(saved(trained("gpt-2"), tmp_path / "words")), pre="gpt-2")
     words = Tokenizer.load(file_of(own | keys, tmp_path / "m.gguf"))
     (tmp_path / "out").mkdir()
-    write_tokenizer(
-        words, tmp_path / "out", architecture("llama"), context=64
-    )  # an export: it keeps the file's own frame
+    write_tokenizer(words, tmp_path / "out", ModelConfig(context=Count(64)))  # an export: it keeps the file's own frame
     opened = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert opened("cat").input_ids == [*added, *ids_of(words, ["cat"])[0]]
     ended = Tokenizer.load(file_of(own | keys | {"tokenizer.ggml.add_eos_token": True}, tmp_path / "e.gguf"))

@@ -7,6 +7,7 @@ from typing import Any
 
 from triune.exchange.architecture import Architecture, Classes, Settings
 from triune.exchange.architectures import _seq2seq
+from triune.exchange.task_heads import TaskHead, with_tasks
 from triune.models.config import LearnedPosition, ModelConfig, NormConfig
 
 
@@ -29,14 +30,24 @@ def classes(config: ModelConfig) -> Classes:
     return Classes(auto="AutoModelForSeq2SeqLM", concrete="BartForConditionalGeneration")
 
 
-ARCHITECTURE = Architecture(
-    model_type="bart",
-    family="encoder_decoder",
-    read_config=read_config,
-    write_config=write_config,
-    mapping=_seq2seq.mapping,
-    classes=classes,
-    prefix="model.",
-    objective="denoising",
-    extra=_seq2seq.start,
+ARCHITECTURE = with_tasks(
+    Architecture(
+        model_type="bart",
+        family="encoder_decoder",
+        read_config=read_config,
+        write_config=write_config,
+        mapping=_seq2seq.mapping,
+        classes=classes,
+        prefix="model.",
+        objective="denoising",
+        extra=_seq2seq.start,
+    ),
+    sequence=TaskHead(
+        concrete="BartForSequenceClassification",
+        dense="classification_head.dense",
+        scores="classification_head.out_proj",
+        pool="last",
+        dropout="classifier_dropout",
+    ),
+    span=TaskHead(concrete="BartForQuestionAnswering", scores="qa_outputs"),
 )

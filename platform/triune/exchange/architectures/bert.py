@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2019): an encoder with post-norm, learned positions and token types; with its masked-LM head, or bare."""
+"""BERT (Devlin et al. 2019): an encoder with post-norm, learned positions and token types; with its masked-LM head, a task's, or bare."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from triune.exchange.architecture import Architecture, Classes, Settings
 from triune.exchange.architectures._activations import read_activation, write_activation
 from triune.exchange.architectures._bert_layers import bert_layers, position_ids
 from triune.exchange.mapping import Echo, Ignored, TensorMapping, module, tensor
+from triune.exchange.task_heads import TaskHead, with_tasks
 from triune.models.config import FeedForwardConfig, HeadConfig, LearnedPosition, ModelConfig, NormConfig
 from triune.units import Count
 
@@ -104,12 +105,26 @@ def classes(config: ModelConfig) -> Classes:
     return Classes(auto="AutoModel", concrete="BertModel", bare=True)
 
 
-ARCHITECTURE = Architecture(
-    model_type="bert",
-    family="encoder",
-    read_config=read_config,
-    write_config=write_config,
-    mapping=mapping,
-    classes=classes,
-    prefix="bert.",
+ARCHITECTURE = with_tasks(
+    Architecture(
+        model_type="bert",
+        family="encoder",
+        read_config=read_config,
+        write_config=write_config,
+        mapping=mapping,
+        classes=classes,
+        prefix="bert.",
+    ),
+    sequence=TaskHead(
+        concrete="BertForSequenceClassification",
+        dense="bert.pooler.dense",
+        scores="classifier",
+        pool="first",
+        dropout="classifier_dropout",
+        rate=None,
+    ),
+    tokens=TaskHead(
+        concrete="BertForTokenClassification", scores="classifier", dropout="classifier_dropout", rate=None
+    ),
+    span=TaskHead(concrete="BertForQuestionAnswering", scores="qa_outputs"),
 )

@@ -1,4 +1,4 @@
-"""DistilBERT (Sanh et al. 2019): BERT's encoder without token types; with its masked-LM head, or bare."""
+"""DistilBERT (Sanh et al. 2019): BERT's encoder without token types; with its masked-LM head, a task's, or bare."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from triune.exchange.architecture import Architecture, Classes, Settings, vocabu
 from triune.exchange.architectures._activations import read_activation, write_activation
 from triune.exchange.architectures._bert_layers import position_ids
 from triune.exchange.mapping import Entry, TensorMapping, each_layer, module, tensor
+from triune.exchange.task_heads import TaskHead, with_tasks
 from triune.models.config import FeedForwardConfig, HeadConfig, LearnedPosition, ModelConfig, NormConfig
 from triune.units import Count
 
@@ -92,12 +93,25 @@ def classes(config: ModelConfig) -> Classes:
     return Classes(auto="AutoModel", concrete="DistilBertModel", bare=True)
 
 
-ARCHITECTURE = Architecture(
-    model_type="distilbert",
-    family="encoder",
-    read_config=read_config,
-    write_config=write_config,
-    mapping=mapping,
-    classes=classes,
-    prefix="distilbert.",
+ARCHITECTURE = with_tasks(
+    Architecture(
+        model_type="distilbert",
+        family="encoder",
+        read_config=read_config,
+        write_config=write_config,
+        mapping=mapping,
+        classes=classes,
+        prefix="distilbert.",
+    ),
+    sequence=TaskHead(
+        concrete="DistilBertForSequenceClassification",
+        dense="pre_classifier",
+        scores="classifier",
+        pool="first",
+        activation="relu",
+        dropout="seq_classif_dropout",
+        rate=0.2,
+    ),
+    tokens=TaskHead(concrete="DistilBertForTokenClassification", scores="classifier", rate=None),
+    span=TaskHead(concrete="DistilBertForQuestionAnswering", scores="qa_outputs", dropout="qa_dropout", rate=0.1),
 )

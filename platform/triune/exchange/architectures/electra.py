@@ -12,6 +12,7 @@ from triune.exchange.architecture import Architecture, Classes, Settings
 from triune.exchange.architectures._activations import read_activation, write_activation
 from triune.exchange.architectures._bert_layers import bert_layers, position_ids
 from triune.exchange.mapping import Entry, TensorMapping, module, tensor
+from triune.exchange.task_heads import TaskHead, with_tasks
 from triune.models.config import (
     ClassHeadConfig,
     FeedForwardConfig,
@@ -119,6 +120,8 @@ def _kind(settings: Settings) -> str:
     named = [name for name in settings.values.get("architectures") or () if name in _AUTO]
     if named:
         return str(named[0])
+    if any(str(name).startswith("ElectraFor") for name in settings.values.get("architectures") or ()):
+        return _GENERATOR  # a task's head, which leads back from `hidden_size` no more than it must
     if any(name.startswith("discriminator_predictions.") for name in settings.names):
         return _DISCRIMINATOR
     return _GENERATOR if any(name.startswith("generator_") for name in settings.names) else _BARE
@@ -134,13 +137,28 @@ def _head(kind: str, *, tied: bool) -> Iterator[Entry]:
         yield from module("head", "generator_lm_head", weight=not tied)
 
 
-ARCHITECTURE = Architecture(
-    model_type="electra",
-    family="encoder",
-    read_config=read_config,
-    write_config=write_config,
-    mapping=mapping,
-    classes=classes,
-    heads=("vocabulary", "classes"),
-    prefix="electra.",
+ARCHITECTURE = with_tasks(
+    Architecture(
+        model_type="electra",
+        family="encoder",
+        read_config=read_config,
+        write_config=write_config,
+        mapping=mapping,
+        classes=classes,
+        heads=("vocabulary", "classes"),
+        prefix="electra.",
+    ),
+    sequence=TaskHead(
+        concrete="ElectraForSequenceClassification",
+        dense="classifier.dense",
+        scores="classifier.out_proj",
+        pool="first",
+        activation="gelu",
+        dropout="classifier_dropout",
+        rate=None,
+    ),
+    tokens=TaskHead(
+        concrete="ElectraForTokenClassification", scores="classifier", dropout="classifier_dropout", rate=None
+    ),
+    span=TaskHead(concrete="ElectraForQuestionAnswering", scores="qa_outputs"),
 )

@@ -8,6 +8,7 @@ from triune.attention.config import AttentionConfig
 from triune.exchange.architecture import Architecture, Classes, Settings
 from triune.exchange.architectures._activations import read_activation, write_activation
 from triune.exchange.mapping import TRANSPOSED, Ignored, TensorMapping, each_layer, module, tensor
+from triune.exchange.task_heads import TaskHead, with_tasks
 from triune.models.config import FeedForwardConfig, LearnedPosition, ModelConfig, NormConfig
 from triune.units import Count
 
@@ -84,12 +85,17 @@ def classes(config: ModelConfig) -> Classes:
     return Classes(auto="AutoModelForCausalLM", concrete="GPT2LMHeadModel")
 
 
-ARCHITECTURE = Architecture(
-    model_type="gpt2",
-    family="decoder",
-    read_config=read_config,
-    write_config=write_config,
-    mapping=mapping,
-    classes=classes,
-    prefix="transformer.",
+ARCHITECTURE = with_tasks(
+    Architecture(
+        model_type="gpt2",
+        family="decoder",
+        read_config=read_config,
+        write_config=write_config,
+        mapping=mapping,
+        classes=classes,
+        prefix="transformer.",
+    ),
+    sequence=TaskHead(concrete="GPT2ForSequenceClassification", scores="score", pool="last", bias=False),
+    tokens=TaskHead(concrete="GPT2ForTokenClassification", scores="classifier", dropout="classifier_dropout", rate=0.1),
+    span=TaskHead(concrete="GPT2ForQuestionAnswering", scores="qa_outputs"),
 )

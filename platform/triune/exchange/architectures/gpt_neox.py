@@ -11,6 +11,7 @@ from triune.exchange.architecture import Architecture, Classes, Settings
 from triune.exchange.architectures._activations import read_activation, write_activation
 from triune.exchange.architectures._rotary import read_rotary, write_rotary
 from triune.exchange.mapping import HeadsApart, Ignored, TensorMapping, each_layer, module, tensor
+from triune.exchange.task_heads import TaskHead, with_tasks
 from triune.models.config import FeedForwardConfig, ModelConfig, NormConfig, RotaryPosition
 from triune.units import Count
 
@@ -103,12 +104,19 @@ def classes(config: ModelConfig) -> Classes:
     return Classes(auto="AutoModelForCausalLM", concrete="GPTNeoXForCausalLM")
 
 
-ARCHITECTURE = Architecture(
-    model_type="gpt_neox",
-    family="decoder",
-    read_config=read_config,
-    write_config=write_config,
-    mapping=mapping,
-    classes=classes,
-    prefix="gpt_neox.",
+ARCHITECTURE = with_tasks(
+    Architecture(
+        model_type="gpt_neox",
+        family="decoder",
+        read_config=read_config,
+        write_config=write_config,
+        mapping=mapping,
+        classes=classes,
+        prefix="gpt_neox.",
+    ),
+    sequence=TaskHead(concrete="GPTNeoXForSequenceClassification", scores="score", pool="last", bias=False),
+    tokens=TaskHead(
+        concrete="GPTNeoXForTokenClassification", scores="classifier", dropout="classifier_dropout", rate=0.1
+    ),
+    span=TaskHead(concrete="GPTNeoXForQuestionAnswering", scores="qa_outputs"),
 )

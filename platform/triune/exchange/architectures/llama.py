@@ -14,6 +14,7 @@ from triune.exchange.architecture import Architecture, Classes, Settings
 from triune.exchange.architectures._activations import read_activation, write_activation
 from triune.exchange.architectures._rotary import read_rotary, write_rotary
 from triune.exchange.mapping import Entry, Ignored, TensorMapping, each_layer, module, tensor
+from triune.exchange.task_heads import TaskHead, with_tasks
 from triune.models.config import FeedForwardConfig, ModelConfig, NormConfig
 from triune.units import Count
 
@@ -119,12 +120,17 @@ def classes(config: ModelConfig) -> Classes:
     return Classes(auto="AutoModelForCausalLM", concrete="LlamaForCausalLM")
 
 
-ARCHITECTURE = Architecture(
-    model_type="llama",
-    family="decoder",
-    read_config=read_config,
-    write_config=write_config,
-    mapping=mapping,
-    classes=classes,
-    prefix="model.",
+ARCHITECTURE = with_tasks(
+    Architecture(
+        model_type="llama",
+        family="decoder",
+        read_config=read_config,
+        write_config=write_config,
+        mapping=mapping,
+        classes=classes,
+        prefix="model.",
+    ),
+    sequence=TaskHead(concrete="LlamaForSequenceClassification", scores="score", pool="last", bias=False),
+    tokens=TaskHead(concrete="LlamaForTokenClassification", scores="score", dropout="classifier_dropout", rate=0.1),
+    span=TaskHead(concrete="LlamaForQuestionAnswering", scores="qa_outputs", prefix="transformer."),
 )

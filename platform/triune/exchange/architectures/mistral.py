@@ -8,6 +8,7 @@ from typing import Any
 from triune.exchange.architecture import Architecture, Classes, Settings
 from triune.exchange.architectures._windows import FULL, SLIDING, pattern_of, read_window, windows
 from triune.exchange.architectures.llama import mapping, read_shared, write_shared
+from triune.exchange.task_heads import TaskHead, with_tasks
 from triune.models.config import ModelConfig
 
 
@@ -31,12 +32,17 @@ def classes(config: ModelConfig) -> Classes:
     return Classes(auto="AutoModelForCausalLM", concrete="MistralForCausalLM")
 
 
-ARCHITECTURE = Architecture(
-    model_type="mistral",
-    family="decoder",
-    read_config=read_config,
-    write_config=write_config,
-    mapping=mapping,
-    classes=classes,
-    prefix="model.",
+ARCHITECTURE = with_tasks(
+    Architecture(
+        model_type="mistral",
+        family="decoder",
+        read_config=read_config,
+        write_config=write_config,
+        mapping=mapping,
+        classes=classes,
+        prefix="model.",
+    ),
+    sequence=TaskHead(concrete="MistralForSequenceClassification", scores="score", pool="last", bias=False),
+    tokens=TaskHead(concrete="MistralForTokenClassification", scores="score", dropout="classifier_dropout", rate=0.1),
+    span=TaskHead(concrete="MistralForQuestionAnswering", scores="qa_outputs"),
 )

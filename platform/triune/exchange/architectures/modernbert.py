@@ -12,8 +12,9 @@ from triune.exchange.architectures._activations import read_activation, write_ac
 from triune.exchange.architectures._both_ways import cycle, sides
 from triune.exchange.architectures._rotary import read_rotary, write_rotary
 from triune.exchange.mapping import Entry, TensorMapping, each_layer, module, tensor
+from triune.exchange.task_heads import TaskHead, with_tasks
 from triune.models.checks import layer_patterns, rotary_bases
-from triune.models.config import FeedForwardConfig, HeadConfig, ModelConfig, NormConfig, RotaryPosition
+from triune.models.config import ClassHeadConfig, FeedForwardConfig, HeadConfig, ModelConfig, NormConfig, RotaryPosition
 from triune.units import Count
 
 #: Kinds of layers: the base of each where the config has none, and the key that held it before v5.
@@ -190,18 +191,48 @@ def classes(config: ModelConfig) -> Classes:
     return Classes(auto="AutoModel", concrete="ModernBertModel", bare=True)
 
 
+def _read_shape(settings: Settings, config: ModelConfig) -> dict[str, Any]:
+    """A task's dense layer is that of the masked-LM head."""
+    head = vocabulary_head(config)
+    return {"transform_bias": head.transform_bias, "activation": head.activation}
+
+
+def _read_pooled(settings: Settings, config: ModelConfig) -> dict[str, Any]:
+    return _read_shape(settings, config) | {"pool": settings.choice("classifier_pooling", _POOLING, default="cls")}
+
+
+def _write_pooling(head: ClassHeadConfig) -> dict[str, Any]:
+    return {"classifier_pooling": {ours: theirs for theirs, ours in _POOLING.items()}.get(head.pool, "cls")}
+
+
+_POOLING = {"cls": "first", "mean": "mean"}
+_TASK = TaskHead(
+    concrete="",
+    dense="head.dense",
+    norm="head.norm",
+    scores="classifier",
+    dropout="classifier_dropout",
+    read=_read_shape,
+)
+
+
 def _named(ids: TokenIds) -> dict[str, Any]:
     """A text begins with what classifies it, and ends with what separates it from another."""
     return {"cls_token_id": ids.bos, "sep_token_id": ids.eos}
 
 
-ARCHITECTURE = Architecture(
-    model_type="modernbert",
-    family="encoder",
-    read_config=read_config,
-    write_config=write_config,
-    mapping=mapping,
-    classes=classes,
-    prefix="model.",
-    extra=_named,
+ARCHITECTURE = with_tasks(
+    Architecture(
+        model_type="modernbert",
+        family="encoder",
+        read_config=read_config,
+        write_config=write_config,
+        mapping=mapping,
+        classes=classes,
+        prefix="model.",
+        extra=_named,
+    ),
+    sequence=replace(_TASK, concrete="ModernBertForSequenceClassification", read=_read_pooled, write=_write_pooling),
+    tokens=replace(_TASK, concrete="ModernBertForTokenClassification"),
+    span=replace(_TASK, concrete="ModernBertForQuestionAnswering"),
 )

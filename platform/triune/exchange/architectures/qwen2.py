@@ -9,6 +9,7 @@ from triune.attention.config import AttentionConfig
 from triune.exchange.architecture import Architecture, Classes, Settings
 from triune.exchange.architectures._windows import read_layer_types, write_layer_types
 from triune.exchange.architectures.llama import mapping, read_shared, write_shared
+from triune.exchange.task_heads import TaskHead, with_tasks
 from triune.models.config import ModelConfig
 
 #: What both versions' configs have where a key is absent.
@@ -37,12 +38,17 @@ def classes(config: ModelConfig) -> Classes:
     return Classes(auto="AutoModelForCausalLM", concrete="Qwen2ForCausalLM")
 
 
-ARCHITECTURE = Architecture(
-    model_type="qwen2",
-    family="decoder",
-    read_config=read_config,
-    write_config=write_config,
-    mapping=mapping,
-    classes=classes,
-    prefix="model.",
+ARCHITECTURE = with_tasks(
+    Architecture(
+        model_type="qwen2",
+        family="decoder",
+        read_config=read_config,
+        write_config=write_config,
+        mapping=mapping,
+        classes=classes,
+        prefix="model.",
+    ),
+    sequence=TaskHead(concrete="Qwen2ForSequenceClassification", scores="score", pool="last", bias=False),
+    tokens=TaskHead(concrete="Qwen2ForTokenClassification", scores="score", dropout="classifier_dropout", rate=0.1),
+    span=TaskHead(concrete="Qwen2ForQuestionAnswering", scores="qa_outputs", prefix="transformer."),
 )

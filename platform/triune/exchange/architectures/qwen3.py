@@ -12,6 +12,7 @@ from triune.exchange.architectures import llama
 from triune.exchange.architectures._windows import read_layer_types, write_layer_types
 from triune.exchange.architectures.qwen2 import DEFAULTS
 from triune.exchange.mapping import Entry, TensorMapping, each_layer, module
+from triune.exchange.task_heads import TaskHead, with_tasks
 from triune.models.config import ModelConfig
 
 
@@ -45,12 +46,17 @@ def classes(config: ModelConfig) -> Classes:
     return Classes(auto="AutoModelForCausalLM", concrete="Qwen3ForCausalLM")
 
 
-ARCHITECTURE = Architecture(
-    model_type="qwen3",
-    family="decoder",
-    read_config=read_config,
-    write_config=write_config,
-    mapping=mapping,
-    classes=classes,
-    prefix="model.",
+ARCHITECTURE = with_tasks(
+    Architecture(
+        model_type="qwen3",
+        family="decoder",
+        read_config=read_config,
+        write_config=write_config,
+        mapping=mapping,
+        classes=classes,
+        prefix="model.",
+    ),
+    sequence=TaskHead(concrete="Qwen3ForSequenceClassification", scores="score", pool="last", bias=False),
+    tokens=TaskHead(concrete="Qwen3ForTokenClassification", scores="score", dropout="classifier_dropout", rate=0.1),
+    span=TaskHead(concrete="Qwen3ForQuestionAnswering", scores="qa_outputs", prefix="transformer."),
 )

@@ -15,6 +15,7 @@ from triune.exchange.architectures._activations import read_activation, write_ac
 from triune.exchange.architectures._bert_layers import bert_layers, position_ids
 from triune.exchange.architectures._offset import read_offset, write_offset
 from triune.exchange.mapping import Echo, Entry, Ignored, TensorMapping, module, tensor
+from triune.exchange.task_heads import TaskHead, with_tasks
 from triune.models.config import FeedForwardConfig, HeadConfig, ModelConfig, NormConfig
 from triune.units import Count
 
@@ -121,15 +122,29 @@ def relative(model_type: str, stem: str, *, vocabulary: int, twin: bool = True) 
         vocabulary: the class's default size of the vocabulary.
         twin: as in `Architecture`.
     """
-    return Architecture(
-        model_type=model_type,
-        family="encoder",
-        read_config=partial(read_config, vocabulary=vocabulary, bare=f"{stem}Model"),
-        write_config=write_config,
-        mapping=mapping,
-        classes=partial(classes, stem=stem),
-        prefix="roberta.",
-        twin=twin,
+    return with_tasks(
+        Architecture(
+            model_type=model_type,
+            family="encoder",
+            read_config=partial(read_config, vocabulary=vocabulary, bare=f"{stem}Model"),
+            write_config=write_config,
+            mapping=mapping,
+            classes=partial(classes, stem=stem),
+            prefix="roberta.",
+            twin=twin,
+        ),
+        sequence=TaskHead(
+            concrete=f"{stem}ForSequenceClassification",
+            dense="classifier.dense",
+            scores="classifier.out_proj",
+            pool="first",
+            dropout="classifier_dropout",
+            rate=None,
+        ),
+        tokens=TaskHead(
+            concrete=f"{stem}ForTokenClassification", scores="classifier", dropout="classifier_dropout", rate=None
+        ),
+        span=TaskHead(concrete=f"{stem}ForQuestionAnswering", scores="qa_outputs"),
     )
 
 

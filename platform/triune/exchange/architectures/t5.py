@@ -13,6 +13,7 @@ from typing import Any
 from triune.attention.config import AttentionConfig
 from triune.exchange.architecture import Architecture, Classes, Settings, TokenIds, vocabulary_head
 from triune.exchange.mapping import Entry, Ignored, TensorMapping, each_layer, module, tensor
+from triune.exchange.task_heads import TaskHead, with_tasks
 from triune.models.config import FeedForwardConfig, HeadConfig, ModelConfig, NormConfig, T5Position
 from triune.units import Count
 
@@ -149,12 +150,23 @@ def _start(ids: TokenIds) -> dict[str, Any]:
     return {"decoder_start_token_id": ids.decoder_start}
 
 
-ARCHITECTURE = Architecture(
-    model_type="t5",
-    family="encoder_decoder",
-    read_config=read_config,
-    write_config=write_config,
-    mapping=mapping,
-    classes=classes,
-    extra=_start,
+ARCHITECTURE = with_tasks(
+    Architecture(
+        model_type="t5",
+        family="encoder_decoder",
+        read_config=read_config,
+        write_config=write_config,
+        mapping=mapping,
+        classes=classes,
+        extra=_start,
+    ),
+    sequence=TaskHead(
+        concrete="T5ForSequenceClassification",
+        dense="classification_head.dense",
+        scores="classification_head.out_proj",
+        pool="last",
+        dropout="classifier_dropout",
+        prefix="transformer.",
+    ),
+    span=TaskHead(concrete="T5ForQuestionAnswering", scores="qa_outputs"),
 )
