@@ -31,6 +31,8 @@ from triune.training.weights import load_model, tokenizer_of
 from triune.tree import construct, override
 
 _STAGE = "evaluate"
+#: what weights of a pretraining objective can be measured as
+_PRETRAINED: Mapping[str, dict[str, Any]] = {"translation": {"objective": {"kind": "sequence_to_sequence"}}}
 REPORT = "evaluation.json"
 
 
@@ -102,12 +104,15 @@ def _settings(data: str | None, settings: tuple[str, ...]) -> _Holder:
 
 def _task(model: Transformer, saved: Saved, changed: Mapping[str, Any]) -> Task:
     """The task that the model was trained on, with what the command line changes of it."""
-    if saved.task is None:
+    known = saved.task or _PRETRAINED.get(str(saved.objective))
+    if known is None and "kind" in changed:
+        known = {"objective": {}}
+    if known is None:
         raise UserError(
             f"{saved.path}: its weights were not fine-tuned on a task (objective {saved.objective or 'unknown'}); "
-            f"give a run of `triune finetune` with an objective.kind of {', '.join(TASK_FAMILIES)}"
+            f"give a run of `triune finetune`, or say what to measure it as: objective.kind={', '.join(TASK_FAMILIES)}"
         )
-    tree = {**saved.task["objective"], **changed}
+    tree = {**known["objective"], **changed}
     config = construct(_Objective, {"objective": tree}).objective
     tokenizer = tokenizer_of(saved)
     return build_task(
@@ -115,7 +120,7 @@ def _task(model: Transformer, saved: Saved, changed: Mapping[str, Any]) -> Task:
         tokenizer,
         int(model.config.context),
         family=model.config.family,
-        labels=saved.task.get("labels"),
+        labels=known.get("labels"),
         token_types=model.config.token_types > 1,
     )
 
