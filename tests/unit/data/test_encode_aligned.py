@@ -83,3 +83,15 @@ def test_texts_in_pieces_count_on(monkeypatch: pytest.MonkeyPatch) -> None:
     for (ids, offsets), (expected, places) in zip(_BYTES.encode_aligned([text, "the"]), whole, strict=True):
         np.testing.assert_array_equal(ids, expected)
         np.testing.assert_array_equal(offsets, places)
+
+
+@pytest.mark.parametrize(
+    ("text", "offsets", "expected"),
+    [
+        ("ab c", [[0, 3], [3, 4]], [[0, 2], [3, 4]]),  # a token that takes the blank behind a word
+        ("e\u0301x", [[0, 1], [1, 2], [2, 3]], [[0, 1], [1, 2], [2, 3]]),  # an accent with a token of its own
+        ("e\u0301x", [[0, 1], [2, 3]], [[0, 2], [2, 3]]),  # and one without
+    ],
+)
+def test_ends_of_spans(text: str, offsets: list[list[int]], expected: list[list[int]]) -> None:
+    assert under_test._spans(np.array(offsets), text).tolist() == expected
