@@ -219,10 +219,11 @@ def joined(examples: Sequence[Example]) -> Example:
         parts = [getattr(example, name) for example in examples]
         if any(part is None for part in parts):
             return None
+        kind = parts[0].dtype  # sums below are of 64 bits
         if name in ("documents", "source_documents"):
             parts = [part + first for part, first in zip(parts, documents, strict=False)]
         elif name == "targets" and examples[0].values is not None:
             parts = [part + first for part, first in zip(parts, values, strict=False)]
-        return np.concatenate(parts, dtype=parts[0].dtype)
+        return np.concatenate(parts, dtype=kind)
 
     return Example(**{name: end_to_end(name) for name in Example.__dataclass_fields__})
