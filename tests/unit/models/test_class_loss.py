@@ -92,15 +92,18 @@ def test_lines_of_values_belong_to_positions_of_weight(problem: str, pool: str) 
     torch.testing.assert_close(head.scores(hidden, weights, PACKED), scores, **EXACT)
 
 
-def test_selecting_and_not_selecting_agree() -> None:
+def test_selecting_and_not_selecting_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device that can't count by itself all positions stay, those of weight 0 with lines that aren't there."""
     head, hidden = head_of(problem="regression", labels=2, pool="none"), random(2, 3, M)
     values, weights = random(2, 2), torch.tensor([[0, 1.0, 0], [0, 0, 2.0]])
     targets = torch.tensor([[7, 1, 7], [7, 7, 0]])
-    output = head.loss(hidden, targets, weights, values=values)
-    scores = head.logits(hidden).reshape(6, 2)
-    lines = torch.where(weights.flatten() > 0, targets.flatten(), 0)
-    torch.testing.assert_close(output, class_loss.regression(scores, values[lines], weights.flatten()), **EXACT)
+    selected = head.loss(hidden, targets, weights, values=values)
+    flat = lambda hidden, targets, weights, _: (hidden.flatten(0, 1), targets.flatten(), weights.flatten())  # noqa: E731
+    monkeypatch.setattr("triune.models.class_head.select", flat)
+    torch.testing.assert_close(head.loss(hidden, targets, weights, values=values), selected, **EXACT)
+    scores = torch.stack([head.logits(hidden)[0, 1], head.logits(hidden)[1, 2]])
+    expected = class_loss.regression(scores, values[[1, 0]], torch.tensor([1.0, 2.0]).double())
+    torch.testing.assert_close(selected, expected, **EXACT)
 
 
 @pytest.mark.parametrize("pool", ["first", "last", "mean"])
