@@ -25,6 +25,7 @@ from triune.data.prepare import prepare as prepare_data
 from triune.data.rows import Rows
 from triune.errors import UserError
 from triune.exchange.adapter_files import save_adapter
+from triune.exchange.architecture import TokenIds
 from triune.exchange.model_directory import describe, save_model
 from triune.experiment import Experiment
 from triune.models.factory import Transformer
@@ -57,9 +58,9 @@ from triune.training.schedules import schedule
 from triune.training.seeds import summary
 from triune.training.task_callbacks import Patience, TaskMetrics, metric_name
 from triune.training.task_outcome import PREDICTIONS, SAMPLES, Before, load_best, scores, write_predictions
-from triune.training.task_samples import task_samples
+from triune.training.task_samples import beside, task_samples
 from triune.training.trainer import accelerator_of, build_trainer, check_trainer, world_size
-from triune.training.weights import Start, read_start
+from triune.training.weights import Start, is_foreign, read_start
 from triune.training.writing import generate as write_answers
 
 
@@ -140,6 +141,9 @@ def _seeds(experiment: Experiment, stage: str, *, restart: bool) -> int:
     for seed in range(experiment.run.seed, experiment.run.seed + experiment.seeds):
         run = dataclasses.replace(experiment.run, seed=seed)
         one = dataclasses.replace(experiment, run=run, seeds=1, name=f"{experiment.name}-seed-{seed}")
+        if not experiment.init.sources:  # else they join the group of what they start from
+            group = experiment.tracking.group or experiment.name
+            one = dataclasses.replace(one, tracking=dataclasses.replace(experiment.tracking, group=group))
         result = train(one, stage, restart=restart)
         if result is None:  # a rank above 0, or stopped early: the same command goes on
             return 0
@@ -156,14 +160,14 @@ def train(experiment: Experiment, stage: str, *, restart: bool = False) -> Outco
     directory = _open_directory(experiment, stage, restart=restart)
     if not experiments.is_task(experiment):  # a task's settings are whole only once its data are read
         check_same(directory, experiment)
-        if (done := _completed(directory, experiments.total_steps(experiment))) is not None:
+        if (done := _completed(directory, experiment, experiments.total_steps(experiment))) is not None:
             return done
     start = _start(experiment, directory)
     parts = assemble(experiment, known=_known_task(experiment, directory, start))
     experiment = parts.experiment
     if parts.supervision is not None:
         check_same(directory, experiment)
-        if (done := _completed(directory, parts.total_steps)) is not None:
+        if (done := _completed(directory, experiment, parts.total_steps)) is not None:
             return done
     pl.seed_everything(experiment.run.seed, workers=True, verbose=False)
     model = build_model(experiment.model)
@@ -196,13 +200,18 @@ def _known_task(experiment: Experiment, directory: RunDirectory, start: Start | 
     return {"objective": {"kind": before.kind}, "labels": getattr(before, "labels", None)}
 
 
-def _completed(directory: RunDirectory, steps: int) -> Outcome | None:
-    """What a complete run reported, after a line that says so; None where there is more to train."""
+def _completed(directory: RunDirectory, now: Experiment, steps: int) -> Outcome | None:
+    """What a complete run reported, after a line that says so; None where there is more to train, more patience included."""
     report = directory.report()
-    if report is None or (report["steps"] < steps and not report.get("ended_early")):
+    if report is None:
         return None
+    early = report.get("ended_early") and now.run.patience == experiments.load(directory.experiment).run.patience
+    if report["steps"] < steps and not early:
+        return None
+    more = "run.patience" if early else "run.tokens" if now.run.epochs is None else "run.epochs"
     print(
-        f"{directory.path}: this run is complete ({report['steps']:,} steps). Raise run.tokens to go on, or start afresh with RESTART=1."
+        f"{directory.path}: this run is complete ({report['steps']:,} steps{', ended early' if early else ''}). "
+        f"Raise {more} to go on, or start afresh with RESTART=1."
     )
     return Outcome.from_dict(report)
 
@@ -236,6 +245,7 @@ def _train(
     if trainer.is_global_zero:
         directory.path.mkdir(parents=True, exist_ok=True)
         parts.tokenizer.save(directory.tokenizer)
+        directory.withdraw_report()
         write_atomically(directory.experiment, experiments.dump(experiment))
         if before is not None and checkpoint is None:
             before.write(directory.before)
@@ -418,7 +428,7 @@ def _finish_task(
         steps=module.trainer.global_step,
         throughput=module.throughput,
         mfu_against=peak.label if peak else None,
-        samples=[*before.samples, *task_samples(model, task, records, found.predictions, count=SAMPLES)],
+        samples=beside(before.samples, task_samples(model, task, records, found.predictions, count=SAMPLES)),
         directory=directory.path,
         wandb=wandb,
         following=_following_task(parts, directory, wandb),
@@ -438,7 +448,10 @@ def _saved(parts: Parts, module: TransformerModule, directory: RunDirectory, log
     """Write `model/`, and `adapter/` where there is one; the model as it was saved, adapters merged into its weights."""
     model = module.model.to("cpu").eval()
     if parts.experiment.adapter is not None:
-        save_adapter(model, directory.path / "adapter", parts.experiment.adapter)
+        source = parts.experiment.init.from_ or ""
+        base = source if is_foreign(source) else ""  # where PEFT finds it; a model of ours has to be exported first
+        ids = TokenIds.of(parts.tokenizer)
+        save_adapter(model, directory.path / "adapter", parts.experiment.adapter, base=base, ids=ids)
         model = merged_copy(model).eval()
     task = parts.supervision.described if parts.supervision else None
     save_model(

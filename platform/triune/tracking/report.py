@@ -49,10 +49,12 @@ class Sample:
     Args:
         prompt: what it was given.
         continuation: what it added.
+        before: what the weights that training started from had added; None where they were not asked.
     """
 
     prompt: str
     continuation: str
+    before: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +164,17 @@ def final_report(report: FinalReport, console: Console | None = None) -> None:
     console.print()
 
 
+def scores_report(
+    title: str, scores: Sequence[Score], where: Sequence[tuple[str, str]], console: Console | None = None
+) -> None:
+    """Print metrics, and where they and the predictions are kept."""
+    console = console or _console()
+    console.print(_heading(title, ""))
+    console.print(_scores(scores, title="Metric"))
+    _lines(console, "Where", where)
+    console.print()
+
+
 def seeds_report(report: SeedsReport, console: Console | None = None) -> None:
     """Print mean and deviation of each metric over the seeds."""
     console = console or _console()
@@ -209,11 +222,11 @@ def _section(title: str) -> RenderableType:
     return Group(Text(), Text(f"  {title}", style="bold"))
 
 
-def _scores(scores: Sequence[Score]) -> RenderableType:
+def _scores(scores: Sequence[Score], title: str = "Validation") -> RenderableType:
     """One row a metric, one column a baseline."""
     names = list(dict.fromkeys(name for score in scores for name in score.baselines))
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), header_style="")
-    table.add_column(Text("Validation", style="bold"), no_wrap=True)
+    table.add_column(Text(title, style="bold"), no_wrap=True)
     table.add_column(Text("this run", style="bold"), justify="right", no_wrap=True)
     intervals = any(score.interval is not None for score in scores)
     if intervals:
@@ -245,7 +258,9 @@ def _sample(sample: Sample) -> RenderableType:
     """Prompt and continuation as one text, told apart by a bar where colours may be missing."""
     text = Text()
     text.append(literal(sample.prompt), style="dim")
-    text.append("▸", style="dim")
+    if sample.before is not None:
+        text.append(f"before ▸ {literal(sample.before)}\nafter ", style="dim")
+    text.append("▸ " if sample.before is not None else "▸", style="dim")
     text.append(literal(sample.continuation))
     lines = list(text.split("\n", allow_blank=True))
     if len(lines) > _SAMPLE_LINES:

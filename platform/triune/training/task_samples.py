@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from triune.inference.config import GenerationConfig
@@ -14,6 +15,7 @@ from triune.objectives.task import Task
 from triune.tracking.report import Sample
 
 _WIDTH = 200  # characters of a field
+_LINES = 5  # the end of a conversation
 _SAMPLING = GenerationConfig(temperature=0.8, top_k=50, seed=1)
 
 
@@ -46,6 +48,13 @@ def task_samples(
     ]
 
 
+def beside(before: Sequence[Sample], after: Sequence[Sample]) -> list[Sample]:
+    """The same prompts answered twice, as one sample each; `after` as it is where nothing was asked before."""
+    if [sample.prompt for sample in before] != [sample.prompt for sample in after]:
+        return list(after)
+    return [replace(two, before=one.continuation) for one, two in zip(before, after, strict=True)]
+
+
 def _reply(model: Any, task: Any, prompt: Any) -> Sample:
     """What the model replies to a conversation: `prompt` is one of the task's `reply_prompts`."""
     ids = prompt.prompt.tolist()
@@ -60,7 +69,8 @@ def _reply(model: Any, task: Any, prompt: Any) -> Sample:
         max_new_tokens=max(1, min(task.config.reply_length, int(model.config.context) - len(ids))),
     )[0]
     text = task.text.decode([*ids, *written])[len(task.text.decode(ids)) :]
-    return Sample(prompt=prompt.conversation + "\n", continuation=cut(text, task.stop).strip())
+    shown = "\n".join(prompt.conversation.splitlines()[-_LINES:])
+    return Sample(prompt=f"{shown}\n", continuation=cut(text, task.stop).strip())
 
 
 def _fields(record: Record) -> str:

@@ -42,7 +42,11 @@ def read_weights(path: str | Path, *, option: str = "init.from") -> Saved:
     """
     place = Path(path)
     if not place.exists():
-        raise UserError(f"{option}: {place} does not exist; give a run directory, a checkpoint or a model/ directory")
+        config = Path("configs") / "pretrain" / f"{place.name}.yaml"
+        made = f"; `make pretrain CONFIG={config}` makes it" if place.parent.name == "pretrain" and config.exists() else ""
+        raise UserError(
+            f"{option}: {place} does not exist; give a run directory, a checkpoint or a model/ directory{made}"
+        )
     if is_gguf(place):
         return as_saved(place)
     for directory in (place, place / "model"):
@@ -63,6 +67,12 @@ def read_weights(path: str | Path, *, option: str = "init.from") -> Saved:
     if adapter is not None:
         tensors = merged_tensors(tensors, construct(LoraAdapter, adapter, "adapter"))
     return saved_from(checkpoint, state["triune"], tensors)
+
+
+def is_foreign(path: str | Path) -> bool:
+    """Whether there is a model directory of Hugging Face's."""
+    config = Path(path) / CONFIG
+    return config.is_file() and read_json(config).get("model_type") != MODEL_TYPE
 
 
 def _checkpoint_file(place: Path) -> Path | None:
