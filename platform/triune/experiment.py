@@ -292,8 +292,8 @@ def _supervised(experiment: Experiment) -> Iterator[str]:
                 "init.from, whose tokenizer is taken, or data.tokenizer: {kind: pretrained, path: ...}"
             )
         return
-    for option, value in (("run.epochs", run.epochs), ("run.patience", run.patience), ("run.best", run.best)):
-        if value is not None and option != "run.patience":
+    for option, value in (("run.epochs", run.epochs), ("run.best", run.best)):
+        if value is not None:
             yield f"{option}: {value} is for supervised tasks; objective.kind='{experiment.objective.kind}' has run.tokens and the loss"
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,29 +17,24 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from triune import experiment as experiments
-from triune.adapters.placement import merged_copy
 from triune.adapters.tuning import prepare as prepare_model
 from triune.assembly import Parts, assemble, data_module, round_up, row_length
-from triune.data.module import TextDataModule
+from triune.continuation import check_same, completed, known_task, open_directory
 from triune.data.prepare import prepare as prepare_data
 from triune.data.rows import Rows
+from triune.ending import finish_task, finish_text, size
 from triune.errors import UserError
-from triune.exchange.adapter_files import save_adapter
-from triune.exchange.architecture import TokenIds
-from triune.exchange.model_directory import describe, save_model
+from triune.exchange.model_directory import describe
 from triune.experiment import Experiment
 from triune.models.factory import Transformer
 from triune.models.factory import build as build_model
 from triune.tracking import report as reports
 from triune.tracking.identity import Origin
 from triune.tracking.loggers import (
-    address_of,
     build_loggers,
     finish,
     identity_of,
     log_checkpoint,
-    log_model,
-    maker_of,
     rewind,
 )
 from triune.tracking.peaks import Peak, device_peak
@@ -47,20 +42,18 @@ from triune.tracking.progress import StatusBar
 from triune.tracking.throughput import Throughput
 from triune.training.checkpoints import FILE, RunCheckpoints, latest_checkpoint
 from triune.training.conversion import Conversion
-from triune.training.evaluation import evaluate
 from triune.training.module import TransformerModule
-from triune.training.outcome import Outcome, baselines, final_figures, outcome, text_accuracy
+from triune.training.outcome import Outcome
 from triune.training.plan import plan_report, training_flops
 from triune.training.precision import default_precision
 from triune.training.run_directory import RunDirectory, write_atomically
-from triune.training.samples import SampleTable, write_samples
+from triune.training.samples import SampleTable
 from triune.training.schedules import schedule
 from triune.training.seeds import summary
-from triune.training.task_callbacks import Patience, TaskMetrics, metric_name
-from triune.training.task_outcome import PREDICTIONS, SAMPLES, Before, load_best, scores, write_predictions
-from triune.training.task_samples import beside, task_samples
+from triune.training.task_callbacks import Patience, TaskMetrics
+from triune.training.task_outcome import Before
 from triune.training.trainer import accelerator_of, build_trainer, check_trainer, world_size
-from triune.training.weights import Start, is_foreign, read_start
+from triune.training.weights import Start, read_start
 from triune.training.writing import generate as write_answers
 
 
@@ -157,18 +150,20 @@ def _seeds(experiment: Experiment, stage: str, *, restart: bool) -> int:
 
 def train(experiment: Experiment, stage: str, *, restart: bool = False) -> Outcome | None:
     """One run, to its end, or what it reported where it is complete; None on a rank above 0 and for a run stopped from outside."""
-    directory = _open_directory(experiment, stage, restart=restart)
+    directory = open_directory(experiment, stage, restart=restart)
     if not experiments.is_task(experiment):  # a task's settings are whole only once its data are read
         check_same(directory, experiment)
-        if (done := _completed(directory, experiment, experiments.total_steps(experiment))) is not None:
+        if (done := completed(directory, experiment, experiments.total_steps(experiment))) is not None:
             return done
     start = _start(experiment, directory)
-    parts = assemble(experiment, known=_known_task(experiment, directory, start))
+    parts = assemble(experiment, known=known_task(experiment, directory, start))
     experiment = parts.experiment
     if parts.supervision is not None:
         check_same(directory, experiment)
-        if (done := _completed(directory, experiment, parts.total_steps)) is not None:
+        if (done := completed(directory, experiment, parts.total_steps)) is not None:
             return done
+    if start and parts.supervision and not parts.supervision.continues(start.task):
+        start = start.without_classes()
     pl.seed_everything(experiment.run.seed, workers=True, verbose=False)
     model = build_model(experiment.model)
     conversion = start.fill(model, parts.tokenizer) if start and not experiment.init.fresh else None
@@ -186,34 +181,6 @@ def _start(experiment: Experiment, directory: RunDirectory) -> Start | None:
     if start is not None:
         start.check(experiment.model)
     return start
-
-
-def _known_task(experiment: Experiment, directory: RunDirectory, start: Start | None) -> Mapping[str, Any] | None:
-    """The task, with its classes, that the weights know: of the run that goes on, or of what it starts from."""
-    if not experiments.is_task(experiment):
-        return None
-    if start is not None:
-        return start.task
-    if not directory.started:
-        return None
-    before = experiments.load(directory.experiment).objective
-    return {"objective": {"kind": before.kind}, "labels": getattr(before, "labels", None)}
-
-
-def _completed(directory: RunDirectory, now: Experiment, steps: int) -> Outcome | None:
-    """What a complete run reported, after a line that says so; None where there is more to train, more patience included."""
-    report = directory.report()
-    if report is None:
-        return None
-    early = report.get("ended_early") and now.run.patience == experiments.load(directory.experiment).run.patience
-    if report["steps"] < steps and not early:
-        return None
-    more = "run.patience" if early else "run.tokens" if now.run.epochs is None else "run.epochs"
-    print(
-        f"{directory.path}: this run is complete ({report['steps']:,} steps{', ended early' if early else ''}). "
-        f"Raise {more} to go on, or start afresh with RESTART=1."
-    )
-    return Outcome.from_dict(report)
 
 
 def _train(
@@ -265,8 +232,8 @@ def _train(
         failed = False
         if reached and trainer.is_global_zero:
             if before is not None:
-                return _finish_task(parts, module, before, directory, loggers, peak, ended_early=early)
-            return _finish(parts, module, data, directory, loggers, peak)
+                return finish_task(parts, module, before, directory, loggers, peak, ended_early=early)
+            return finish_text(parts, module, data, directory, loggers, peak)
         if trainer.is_global_zero:  # trainer.max_time, or a callback of the user's
             print(f"stopped at step {trainer.global_step:,} of {parts.total_steps:,}; the same command goes on")
         return None
@@ -294,7 +261,7 @@ def _loggers(
         job_type=stage,
         tags=[experiment.model.family, experiment.objective.kind, *_patterns(model)],
         resolved_config=experiments.to_tree(experiment),
-        facts={"parameters": _size(model), "data": parts.fingerprint},
+        facts={"parameters": size(model), "data": parts.fingerprint},
         origins=origins,
         saved_identity=saved,
     )
@@ -367,100 +334,6 @@ def _best(before: Before, chosen: str | None) -> tuple[str, bool]:
         raise UserError(f"run.best: {chosen!r} is no metric of this task; its metrics are {known.args[0]}") from None
 
 
-def _finish(
-    parts: Parts,
-    module: TransformerModule,
-    data: TextDataModule,
-    directory: RunDirectory,
-    loggers: list[Logger],
-    peak: Peak | None,
-) -> Outcome:
-    """Save `model/`, compare with counting, write a sample and keep the report."""
-    assert parts.prepared is not None
-    model = _saved(parts, module, directory, loggers)
-    tokenizer, objective = parts.tokenizer, parts.objective
-    wandb = address_of(loggers)
-    result = outcome(
-        title=f"{directory.path.parent.name} {directory.path.name}: complete",
-        model=f"{parts.experiment.model.family}, {_size(model) / 1e6:.1f}M parameters, {objective.kind}",
-        validation=module.validation,
-        counted=baselines(data, parts.prepared, bytes_per_token=parts.bytes_per_token),
-        text=text_accuracy(model, data, tokenizer.vocabulary) if parts.experiment.model.family != "decoder" else None,
-        steps=module.trainer.global_step,
-        throughput=module.throughput,
-        mfu_against=peak.label if peak else None,
-        samples=write_samples(model, objective, tokenizer, cast("Sequence[Rows]", parts.validation), count=1),
-        directory=directory.path,
-        wandb=wandb,
-        following=_following(parts, directory, wandb),
-    )
-    directory.write_report(result.as_dict())
-    return result
-
-
-def _finish_task(
-    parts: Parts,
-    module: TransformerModule,
-    before: Before,
-    directory: RunDirectory,
-    loggers: list[Logger],
-    peak: Peak | None,
-    *,
-    ended_early: bool,
-) -> Outcome:
-    """Take the best checkpoint's weights, save them, measure them on the validation records and keep report and predictions."""
-    assert parts.supervision is not None
-    supervision, task = parts.supervision, parts.supervision.task
-    best = load_best(module.model, directory.checkpoints)
-    model = _saved(parts, module, directory, loggers)
-    found = evaluate(model, task, supervision.data.validation, supervision.encoded)
-    write_predictions(found, directory.path / PREDICTIONS)
-    measured = {metric_name(name): value for name, value in found.values.items()}
-    for logger in loggers:
-        logger.log_metrics(measured, step=module.trainer.global_step)
-    wandb = address_of(loggers)
-    records = supervision.data.validation
-    shown = scores(found, before, task.baseline(supervision.train, records))
-    report = final_figures(
-        title=f"{directory.path.parent.name} {directory.path.name}: {'ended early' if ended_early else 'complete'}",
-        model=f"{parts.experiment.model.family}, {_size(model) / 1e6:.1f}M parameters, {task.kind}; weights of step {best or module.trainer.global_step:,}, the best",
-        scores=shown,
-        steps=module.trainer.global_step,
-        throughput=module.throughput,
-        mfu_against=peak.label if peak else None,
-        samples=beside(before.samples, task_samples(model, task, records, found.predictions, count=SAMPLES)),
-        directory=directory.path,
-        wandb=wandb,
-        following=_following_task(parts, directory, wandb),
-    )
-    result = Outcome(
-        steps=module.trainer.global_step,
-        validation={**module.validation, **measured},
-        baselines={score.name: dict(score.baselines) for score in shown},
-        report=report,
-        ended_early=ended_early,
-    )
-    directory.write_report(result.as_dict())
-    return result
-
-
-def _saved(parts: Parts, module: TransformerModule, directory: RunDirectory, loggers: list[Logger]) -> Transformer:
-    """Write `model/`, and `adapter/` where there is one; the model as it was saved, adapters merged into its weights."""
-    model = module.model.to("cpu").eval()
-    if parts.experiment.adapter is not None:
-        source = parts.experiment.init.from_ or ""
-        base = source if is_foreign(source) else ""  # where PEFT finds it; a model of ours has to be exported first
-        ids = TokenIds.of(parts.tokenizer)
-        save_adapter(model, directory.path / "adapter", parts.experiment.adapter, base=base, ids=ids)
-        model = merged_copy(model).eval()
-    task = parts.supervision.described if parts.supervision else None
-    save_model(
-        model, parts.tokenizer, directory.model, objective=parts.objective.kind, wandb=maker_of(loggers), task=task
-    )
-    log_model(loggers, directory.model)
-    return model
-
-
 def _before(parts: Parts, model: Transformer, directory: RunDirectory) -> Before:
     """How the weights that training starts from do on the validation records; a continued run remembers."""
     assert parts.supervision is not None
@@ -469,36 +342,6 @@ def _before(parts: Parts, model: Transformer, directory: RunDirectory) -> Before
     if kept is not None:
         return kept
     return Before.of(model, supervision.task, supervision.data.validation, supervision.encoded)
-
-
-def _open_directory(experiment: Experiment, stage: str, *, restart: bool) -> RunDirectory:
-    """The run's directory, or with `restart` the first free one beside it."""
-    directory = RunDirectory(Path(experiment.run.directory) / stage / experiment.name)
-    if restart and directory.started:
-        fresh = directory.fresh()
-        print(f"{directory.path} is left as it is; starting afresh in {fresh.path}")
-        return fresh
-    return directory
-
-
-def check_same(directory: RunDirectory, now: Experiment) -> None:
-    """UserError where another experiment lives in the directory."""
-    if not directory.started:
-        return
-    before = experiments.load(directory.experiment)
-    if now.model.vocabulary is None:  # there it is resolved: the tokenizer's size
-        now = dataclasses.replace(now, model=dataclasses.replace(now.model, vocabulary=before.model.vocabulary))
-    lines = experiments.differences(before, now)
-    if lines:
-        shown = "\n  ".join(lines[:10]) + (f"\n  … and {len(lines) - 10} more" if len(lines) > 10 else "")
-        raise UserError(
-            f"{directory.path} holds the run of a different experiment; give this one another NAME (--name), "
-            f"or start it afresh with RESTART=1 (--restart)\n  {shown}"
-        )
-
-
-def _size(model: Transformer) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _patterns(model: Transformer) -> list[str]:
@@ -525,7 +368,7 @@ def _opening(
     begin = f"continuing from {checkpoint}" if checkpoint else "from the first step"
     rows = sum(map(len, parts.train))
     lines = [
-        f"{directory.path}: {parts.experiment.model.family} of {_size(model) / 1e6:.1f}M parameters, {how}",
+        f"{directory.path}: {parts.experiment.model.family} of {size(model) / 1e6:.1f}M parameters, {how}",
         f"{parts.total_steps:,} steps of {parts.step_tokens:,} tokens over {rows:,} rows of {parts.length}; {begin}",
     ]
     if parts.supervision is None:
@@ -534,29 +377,3 @@ def _opening(
     told = parts.supervision.task.describe(parts.supervision.train)
     held = f"{len(parts.supervision.data.validation):,} records to validate on"
     return "\n".join([lines[0], steps, trains, *([told] if told else []), held])
-
-
-def _following(parts: Parts, directory: RunDirectory, wandb: str | None) -> list[tuple[str, str]]:
-    """The next commands a person would want."""
-    config, stage, run = directory.experiment, directory.path.parent.name, directory.path
-    longer = 2 * parts.total_steps * parts.experiment.run.batch_tokens
-    return [
-        ("continue it, for as long again", f'make {stage} CONFIG={config} ARGS="run.tokens={longer}"'),
-        (
-            "fine-tune it",
-            f'make finetune FROM={run} CONFIG=configs/finetune/classification.yaml ARGS="data.train=my.csv"',
-        ),
-        *([("open its W&B run", wandb)] if wandb else []),
-    ]
-
-
-def _following_task(parts: Parts, directory: RunDirectory, wandb: str | None) -> list[tuple[str, str]]:
-    """The next commands after a fine-tuning."""
-    run = directory.path
-    writes = parts.supervision is not None and parts.supervision.task.head() is None
-    return [
-        ("measure it on other data", f"make evaluate RUN={run} DATA=test.csv"),
-        *([("write with it", f'make generate RUN={run} PROMPT="…"')] if writes else []),
-        ("hand it to transformers", f".venv/bin/triune export {run} exported"),
-        *([("open its W&B run", wandb)] if wandb else []),
-    ]
