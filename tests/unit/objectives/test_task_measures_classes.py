@@ -109,12 +109,20 @@ def test_intervals_hold_the_value_and_stay_finite() -> None:
         assert measure.higher_is_better is (measure.name != "mean squared error")
     for measure in (
         *single_label_measures(truth[:2], given[:2], LABELS),
-        *regression_measures(numbers[:2], numbers[:2]),
+        *regression_measures(numbers[:3], numbers[3:6]),
     ):
-        assert np.isfinite(measure.interval(resamples=50)).all()  # resamples of one example twice
+        assert np.isfinite(measure.interval(resamples=200)).all()  # resamples of one example over and over
 
 
 def test_a_class_outside_the_labels_counts_as_one_more() -> None:
     found = values(single_label_measures(["a", "b", "z"], ["a", "b", "b"], ["a", "b"]))
     assert found["accuracy"] == pytest.approx(2 / 3)
     assert found["macro F1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+
+
+def test_a_resample_of_one_example_correlates_with_nothing() -> None:
+    """Its variance is rounding (1e-17 of standardised numbers), which is not to be divided by."""
+    rng = np.random.default_rng(0)
+    pearson, spearman, _ = regression_measures(rng.normal(size=40), rng.normal(size=40))
+    for measure in (pearson, spearman):
+        assert (measure.combine(37 * measure.statistics) == 0).all()  # each example 37 times
