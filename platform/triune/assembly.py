@@ -107,7 +107,7 @@ def _assemble_task(experiment: Experiment, known: Mapping[str, Any] | None) -> P
     experiment = dataclasses.replace(
         experiment,
         model=supervision.model,
-        objective=_with_labels(supervision.task),
+        objective=_spelled_out(supervision.task),
         run=_in_tokens(experiment, supervision),
     )
     weights = [source.weight for source in experiment.data.train]
@@ -123,11 +123,15 @@ def _assemble_task(experiment: Experiment, known: Mapping[str, Any] | None) -> P
     )
 
 
-def _with_labels(task: Task) -> TaskConfig:
-    """The task's settings with its classes spelled out, so that the experiment beside the run says what each score means."""
-    if task.labels is None or not hasattr(task.config, "labels"):
-        return cast("TaskConfig", task.config)
-    return cast("TaskConfig", dataclasses.replace(task.config, labels=task.labels))
+def _spelled_out(task: Task) -> TaskConfig:
+    """The task's settings with its classes and its pool, so that the experiment beside the run says what each score means, and
+    continues the run without the weights that it started from."""
+    settings: dict[str, Any] = {}
+    if task.labels is not None and hasattr(task.config, "labels"):
+        settings["labels"] = task.labels
+    if hasattr(task.config, "pool"):
+        settings["pool"] = task.pool()
+    return cast("TaskConfig", dataclasses.replace(task.config, **settings))
 
 
 def _in_tokens(experiment: Experiment, supervision: Supervision) -> RunConfig:

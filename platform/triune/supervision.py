@@ -46,6 +46,15 @@ class Supervision:
         """All training records."""
         return [record for part in self.data.train for record in part]
 
+    def continues(self, known: Mapping[str, Any] | None) -> bool:
+        """Whether the weights learned this kind of task with the same classes (`Saved.task`), so that their scores mean the same."""
+        mine = self.described
+        return (
+            known is not None
+            and known["objective"]["kind"] == mine["objective"]["kind"]
+            and known.get("labels") == mine["labels"]
+        )
+
     @property
     def described(self) -> dict[str, Any]:
         """What a model directory keeps of the task: its settings and its classes."""

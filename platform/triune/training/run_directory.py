@@ -54,6 +54,10 @@ class RunDirectory:
         file = self.path / "report.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
+    def withdraw_report(self) -> None:
+        """What was reported no longer holds: the run goes on."""
+        (self.path / "report.json").unlink(missing_ok=True)
+
     def write_report(self, report: dict[str, Any]) -> None:
         """Keep the final figures; their presence says that the run reached its last step."""
         write_atomically(self.path / "report.json", json.dumps(report, indent=2) + "\n")

@@ -39,19 +39,25 @@ class TaskMetrics(Callback):
         self.task = task
         self.records = records
         self.encoded = encoded
+        self.found: dict[str, float] = {}
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure and log, outside the clock of training."""
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure, outside the clock of training: now, because an average of the weights stands in the model until the epoch's end."""
+        self.found = {}
         if trainer.sanity_checking or not measured_often(self.task):
             return
-        found: dict[str, float] = {}
+        pl_module.throughput.pause()  # type: ignore[union-attr, operator]
         if trainer.is_global_zero:
             model: Any = pl_module.model
             values = evaluate(model, self.task, self.records, self.encoded).values
-            found = {metric_name(name): value for name, value in values.items()}
-        found = trainer.strategy.broadcast(found, src=0)
-        pl_module.validation.update(found)  # type: ignore[union-attr, operator]
-        pl_module.log_now(found, trainer.global_step)  # type: ignore[operator]
+            self.found = {metric_name(name): value for name, value in values.items()}
+        self.found = trainer.strategy.broadcast(self.found, src=0)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log beside the loss what was measured."""
+        if self.found:
+            pl_module.validation.update(self.found)  # type: ignore[union-attr, operator]
+            pl_module.log_now(self.found, trainer.global_step)  # type: ignore[operator]
 
 
 class Patience(Callback):

@@ -18,7 +18,7 @@ from triune.exchange.files import CONFIG, WEIGHTS, read_json
 from triune.exchange.importing import as_saved
 from triune.exchange.model_directory import MODEL_TYPE, Saved, read_model, saved_from
 from triune.gguf_file import is_gguf
-from triune.models.config import HeadConfig, ModelConfig
+from triune.models.config import ClassHeadConfig, HeadConfig, ModelConfig
 from triune.models.factory import Transformer, build
 from triune.tracking.identity import Origin
 from triune.tracking.lineage import origin_of
@@ -111,6 +111,16 @@ class Start:
         """The supervised task that the whole model was trained on, with its classes; None where it was none."""
         saved = self.saved.get("init.from")
         return None if saved is None else saved.task
+
+    def without_classes(self) -> Start:
+        """The same start without the scores of its classes: those of another task, or of other classes, are drawn anew."""
+        saved = dict(self.saved)
+        whole = saved.get("init.from")
+        if whole is not None and isinstance(whole.model.head, ClassHeadConfig):
+            model = dataclasses.replace(whole.model, head=dataclasses.replace(whole.model.head, labels=0))
+            tensors = {n: tensor for n, tensor in whole.tensors.items() if n not in ("head.weight", "head.bias")}
+            saved["init.from"] = dataclasses.replace(whole, model=model, tensors=tensors)
+        return dataclasses.replace(self, saved=saved)
 
     @property
     def origins(self) -> list[Origin]:

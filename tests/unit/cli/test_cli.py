@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 import time
@@ -55,7 +56,14 @@ HEAVY = ("torch", "lightning", "transformers", "datasets", "wandb", "tokenizers"
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["pretrain", "--help"], ["pretrain", DECODER, "model.heads=5"], ["plan", DECODER, "--print_config"]],
+    [
+        ["--help"],
+        ["pretrain", "--help"],
+        ["pretrain", DECODER, "model.heads=5"],
+        ["plan", DECODER, "--print_config"],
+        ["finetune", "--help"],
+        ["evaluate", "--help"],
+    ],
     ids=" ".join,
 )
 def test_help_and_config_errors_import_nothing_heavy(arguments):
@@ -79,7 +87,8 @@ def test_help_takes_less_than_a_second():
 def test_overview_names_every_verb(capsys):
     assert cli.main([]) == 0
     told = capsys.readouterr().out
-    assert all(f"\n  {verb} " in told for verb in ("prepare", "pretrain", "finetune", "plan", "generate"))
+    verbs = ["prepare", "pretrain", "finetune", "evaluate", "plan", "generate", "import", "export", "look"]
+    assert re.findall(r"^  (\w+) ", told, re.MULTILINE) == verbs
 
 
 @pytest.mark.parametrize("verb", ["prepare", "pretrain", "finetune", "plan"])
@@ -102,7 +111,14 @@ MISTAKES = [
     (["pretrain", DECODER, "run.tokens=5Q"], "command line: run.tokens: '5Q' has an unknown scale 'Q': use k, M, B or T"),
     (["pretrain", DECODER, "optimizer.kind=moun"], "command line: optimizer.kind: 'moun' is not one of adamw, muon, adafactor; did you mean 'muon'?"),
     (["pretrain", DECODER, "optimizer.kind=adamw", "optimizer.momentum=0.9"], "command line: optimizer.momentum: kind 'adamw' has no such option (value 0.9); it belongs to kind 'muon'"),
-    (["pretrain", DECODER, "objective.kind=span_corruption"], "objective.kind: 'span_corruption' trains a model.family of 'encoder_decoder', not 'decoder'; use model.family=encoder_decoder, or objective.kind=causal or prefix or fill_in_the_middle"),
+    (["pretrain", DECODER, "objective.kind=span_corruption"], "objective.kind: 'span_corruption' trains a model.family of 'encoder_decoder', not 'decoder'; use model.family=encoder_decoder, or objective.kind=causal or prefix or fill_in_the_middle or classification or regression or token_classification or question_answering or sequence_to_sequence or instruction or response_selection"),
+    (["finetune", DECODER, "objective.kind=clasification"], "command line: objective.kind: 'clasification' is not one of causal, prefix, masked, span_corruption, denoising, translation, fill_in_the_middle, classification, regression, token_classification, question_answering, sequence_to_sequence, instruction, response_selection; did you mean 'classification'?"),
+    (["finetune", DECODER, "adapter.kind=loar"], "command line: adapter.kind: 'loar' is not one of lora, dora; did you mean 'lora'?"),
+    (["finetune", DECODER, "--form=x"], "unrecognized arguments: --form=x; did you mean '--from'? (`triune finetune --help` lists the options)"),
+    (["pretrain", DECODER, "run.epochs=3"], "run.epochs: 3.0 is for supervised tasks; objective.kind='causal' has run.tokens and the loss"),
+    (["evaluate"], "the following arguments are required: run_directory (`triune evaluate --help` lists the options)"),
+    (["evaluate", "x", "--resamples=0"], "--resamples: Not of type PositiveInt: 0 does not conform to restriction v>0 (`triune evaluate --help` lists the options)"),
+    (["evaluate", "x", "--overrides=a='b"], "--overrides: \"a='b\" cannot be split into a.b=c: No closing quotation"),
     (["pretrain", "configs/pretrain/tiny-decodr.yaml"], "configs/pretrain/tiny-decodr.yaml: no such file; did you mean 'tiny-decoder.yaml'?"),
     (["pretrain", "configs"], "configs: is a directory; name a YAML file in it"),
     (["pretrain", DECODER, "model.layers"], "unrecognized arguments: model.layers; a field of the experiment is set as key=value, such as model.layers=6 (`triune pretrain --help` lists the options)"),
@@ -191,12 +207,52 @@ def test_each_verb_calls_its_function(arguments, verb, keywords, calls):
     assert [(called, said) for called, _, said in calls] == [(verb, keywords)]
 
 
+def test_from_is_init_from_and_the_weights_say_what_the_file_leaves_open(calls, monkeypatch):
+    asked = []
+    inheritance = types.ModuleType("triune.training.inheritance")
+    inheritance.beneath = lambda data: asked.append(data["init"]["from"]) or {"model": {"width": 96, "heads": 3}}
+    monkeypatch.setitem(sys.modules, "triune.training.inheritance", inheritance)
+    assert cli.main(["finetune", DECODER, "--from", "a=b", "model.heads=6", "init.from=other"]) == 0
+    [(verb, (experiment,), keywords)] = calls
+    assert (verb, keywords) == ("pretrain", {"stage": "finetune", "restart": False})
+    assert asked == [experiment.init.from_] == ["a=b"]
+    assert experiment.model.heads == 6
+
+
+def test_evaluate_passes_its_options(monkeypatch):
+    asked = []
+    verdict = types.ModuleType("triune.verdict")
+    verdict.evaluate = lambda **options: asked.append(options) or 0
+    monkeypatch.setitem(sys.modules, "triune.verdict", verdict)
+    given = ["evaluate", "run", "--data", "a=b.csv", "data.train.0.columns.text=t", "--overrides", "'x=1 2' y=3"]
+    assert cli.main([*given, "--resamples=50", "--output=here"]) == 0
+    assert asked == [
+        {
+            "run_directory": "run",
+            "data": "a=b.csv",
+            "output": "here",
+            "resamples": 50,
+            "settings": ("data.train.0.columns.text=t", "x=1 2", "y=3"),
+        }
+    ]
+
+
 def test_generate_passes_its_options(calls):
     given = ["generate", "runs/pretrain/x", "--prompt", "a=b", "--top_k", "3", "--temperature=0", "--no-stream"]
     assert cli.main([*given, "--stop", "7", "--stop=null"]) == 0
-    nothing = (
-        "input output max_new_tokens min_new_tokens top_p min_p repetition_penalty beams length_penalty n_best seed".split()
-    )
+    nothing = [
+        "input",
+        "output",
+        "max_new_tokens",
+        "min_new_tokens",
+        "top_p",
+        "min_p",
+        "repetition_penalty",
+        "beams",
+        "length_penalty",
+        "n_best",
+        "seed",
+    ]
     expected = dict.fromkeys(nothing) | {
         "run_directory": "runs/pretrain/x",
         "prompt": "a=b",

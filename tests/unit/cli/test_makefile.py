@@ -56,7 +56,16 @@ def _recorded(directory, *arguments, **environment):
     ("arguments", "expected"),
     [
         (["pretrain"], ["pretrain", "configs/pretrain/tiny-decoder.yaml", "--overrides="]),
-        (["finetune"], ["finetune", "configs/finetune/tiny-decoder.yaml", "--overrides="]),
+        (["finetune"], ["finetune", "configs/finetune/replies.yaml", "--overrides="]),
+        (
+            ["finetune", "FROM=my runs/x", "CONFIG=c.yaml", "ARGS=data.train=mine.csv", "RESTART=1"],
+            ["finetune", "c.yaml", "--overrides=data.train=mine.csv", "--from=my runs/x", "--restart"],
+        ),
+        (["evaluate", "RUN=a b", "DATA=my test.csv"], ["evaluate", "a b", "--data=my test.csv", "--overrides="]),
+        (
+            ["evaluate", "RUN=x", "ARGS=data.train.0.columns.text='a b'"],
+            ["evaluate", "x", "--overrides=data.train.0.columns.text='a b'"],
+        ),
         (["plan", "CONFIG=my dir/x.yaml"], ["plan", "my dir/x.yaml", "--overrides="]),
         (["prepare", "NAME="], ["prepare", "configs/pretrain/tiny-decoder.yaml", "--overrides="]),
         (
@@ -95,8 +104,19 @@ def test_args_are_never_parsed_by_the_shell(scratch, text):
 
 
 def test_the_environment_changes_nothing(scratch):
-    told = _recorded(scratch, "pretrain", NAME="a-computer", CONFIG="x.yaml", ARGS="a=b", RESTART="1", NODES="4")
+    around = {
+        "NAME": "a-computer",
+        "CONFIG": "x.yaml",
+        "ARGS": "a=b",
+        "RESTART": "1",
+        "NODES": "4",
+        "FROM": "y",
+        "DATA": "z",
+    }
+    told = _recorded(scratch, "pretrain", **around)
     assert told == ["pretrain", "configs/pretrain/tiny-decoder.yaml", "--overrides="]
+    assert _recorded(scratch, "finetune", **around) == ["finetune", "configs/finetune/replies.yaml", "--overrides="]
+    assert _recorded(scratch, "evaluate", "RUN=x", **around) == ["evaluate", "x", "--overrides="]
 
 
 def test_the_exit_code_of_a_mistake_stops_make(scratch):
@@ -112,7 +132,7 @@ def test_help_is_the_default_and_names_every_target_and_variable(scratch):
     assert told == _make(scratch, "help").stdout
     targets = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split()
     variables = re.findall(r"^([A-Z_]+) := ##", text, re.MULTILINE)
-    assert {"CONFIG", "NAME", "ARGS", "DEVICES", "NODES", "DRY_RUN", "RESTART"} <= set(variables)
+    assert {"CONFIG", "FROM", "NAME", "ARGS", "DEVICES", "NODES", "DRY_RUN", "RESTART", "RUN", "DATA"} <= set(variables)
     for name in [*targets, *variables]:
         assert re.search(rf"^  {name} +\w", told, re.MULTILINE), name
 

@@ -21,6 +21,7 @@ from triune.experiment import (
     total_steps,
 )
 from triune.objectives.config import FAMILY
+from triune.objectives.task_config import TASK_FAMILIES
 from triune.tree import construct, describe, override, to_tree
 
 SMALL = """
@@ -59,7 +60,8 @@ def test_dump_reads_back_equal(small, tmp_path):
 def test_every_variant_of_every_union_reads_back_equal(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     variants = [(note.path, note.type) for note in describe(Experiment) if note.path.endswith(".kind") and note.kind]
-    assert len(variants) == 6 + 7 + 3 + 4 + 2 + 2  # positions, objectives, optimizers, schedules, inputs, heads
+    # positions, objectives, tasks, optimizers, schedules, inputs, heads
+    assert len(variants) == 6 + 7 + 7 + 3 + 4 + 2 + 2
     for path, kind in variants:
         experiment = construct(Experiment, override({"name": "x"}, [f"{path}={kind}"]))
         (tmp_path / "x.yaml").write_text(dump(experiment))
@@ -82,7 +84,28 @@ def test_a_sound_experiment_passes(small, overrides):
         (
             ["objective.kind=masked"],
             "objective.kind: 'masked' trains a model.family of 'encoder', not 'decoder'; use model.family=encoder, "
-            "or objective.kind=causal or prefix or fill_in_the_middle",
+            f"or objective.kind=causal or prefix or fill_in_the_middle or {' or '.join(TASK_FAMILIES)}",
+        ),
+        (
+            ["run.epochs=3"],
+            "run.epochs: 3.0 is for supervised tasks; objective.kind='causal' has run.tokens and the loss",
+        ),
+        (
+            ["run.best=accuracy"],
+            "run.best: accuracy is for supervised tasks; objective.kind='causal' has run.tokens and the loss",
+        ),
+        (
+            ["objective.kind=classification"],
+            "data.tokenizer.kind: byte_bpe is trained on text, and labelled records are no corpus; give init.from, whose tokenizer "
+            "is taken, or data.tokenizer: {kind: pretrained, path: ...}",
+        ),
+        (["objective.kind=classification", "run.epochs=0"], "run.epochs: 0.0 must be above 0"),
+        (["run.patience=0"], "run.patience: 0 must be 1 or more"),
+        (["run.batch_rows=0"], "run.batch_rows: 0 must be 1 or more"),
+        (["seeds=0"], "seeds: 0 must be 1 or more"),
+        (
+            ["init.layers=first"],
+            "init.layers: says how weights are taken over, but none are named; set init.from, or init.encoder and init.decoder",
         ),
         (
             ["model.head={kind: classes, labels: 3}"],
@@ -205,6 +228,8 @@ _CHANGES = {
     "run.validate_every=100 steps": True,
     "run.checkpoint_every=30min": True,
     "run.micro_batch=2": True,
+    "run.patience=3": True,
+    "run.epochs=2": True,
     "run.directory=elsewhere": True,
     "trainer.devices=2": True,
     "tracking.tags=[a]": True,
@@ -223,6 +248,10 @@ _CHANGES = {
     "run.batch_tokens=1280": False,
     "run.gradient_clip=0.5": False,
     "init.from=x": False,
+    "objective.kind=classification": False,
+    "run.best=loss": False,
+    "tuning.layer_decay=0.9": False,
+    "adapter={rank: 4}": False,
 }
 
 
@@ -261,7 +290,45 @@ def test_a_digest_is_the_same_in_another_process(small):
 
 def test_families_of_objectives_cover_every_kind():
     kinds = {note.type for note in describe(Experiment) if note.path == "objective.kind"}
-    assert set(FAMILY) == kinds
+    assert {*FAMILY, *TASK_FAMILIES} == kinds
+    assert not set(FAMILY) & set(TASK_FAMILIES)
+
+
+TOKENIZER = "data.tokenizer={kind: pretrained, path: x}"
+
+
+@pytest.mark.parametrize("family", ["encoder", "decoder", "encoder_decoder"])
+@pytest.mark.parametrize("kind", TASK_FAMILIES)
+def test_a_task_passes_with_the_families_that_can_do_it_and_is_refused_with_the_others(small, kind, family):
+    experiment = load(small, [f"objective.kind={kind}", f"model.family={family}", TOKENIZER])
+    if family in TASK_FAMILIES[kind]:
+        check(experiment)
+        return
+    with pytest.raises(UserError) as error:
+        check(experiment)
+    [first] = str(error.value).splitlines()
+    families = "' or '".join(TASK_FAMILIES[kind])
+    assert first.startswith(f"objective.kind: '{kind}' trains a model.family of '{families}', not '{family}'; use ")
+
+
+def test_a_tasks_head_of_classes_is_no_mistake(small):
+    check(load(small, ["objective.kind=classification", "model.head={kind: classes, labels: 3}", TOKENIZER]))
+
+
+def test_batch_rows_are_rows_of_the_experiments_length(small):
+    assert load(small, ["run.batch_rows=3"]).run.batch_tokens == 3 * 64
+    assert load(small, ["run.batch_rows=3", "data.rows.length=32"]).run.batch_tokens == 3 * 32
+    assert load(small, ["run.batch_rows=3", "run.batch_tokens=7"]).run.batch_tokens == 3 * 64
+
+
+def test_settings_beneath_lie_under_what_the_file_says(small):
+    def beneath(data):
+        assert data["model"]["width"] == 64
+        return {"model": {"width": 128, "layers": 2, "dropout": 0.25}, "data": {"seed": 9}}
+
+    experiment = load(small, ["model.layers=4"], beneath=beneath)
+    assert (experiment.model.width, experiment.model.layers, experiment.model.dropout) == (64, 4, 0.25)
+    assert (experiment.data.seed, experiment.data.tokenizer.vocabulary) == (9, 512)
 
 
 def test_sources_are_read_as_sources(small):

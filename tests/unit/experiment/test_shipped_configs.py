@@ -1,11 +1,13 @@
 """Every YAML under configs/ is an experiment (or a part of one) that constructs, and every option has its line of meaning."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from triune.experiment import Experiment, check, dump, load
 from triune.models.checks import check as check_model
+from triune.objectives.task_config import TASK_FAMILIES
 from triune.tree import construct, describe, load_yaml
 
 ROOT = Path(__file__).parents[3]
@@ -13,6 +15,10 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 COMPLETE = [
     path for path in CONFIGS if path.parent.name in ("pretrain", "finetune") and not path.stem.endswith("-data")
 ]
+
+
+#: experiments whose model is that of the weights they start from
+INHERITING = [path for path in COMPLETE if path.parent.name == "finetune" and "model" not in load_yaml(path)]
 
 
 def _relative(path):
@@ -33,10 +39,39 @@ def test_constructs_and_reads_back(path, tmp_path):
     assert load(again) == experiment
 
 
-@pytest.mark.parametrize("path", COMPLETE, ids=_relative)
+@pytest.mark.parametrize("path", [path for path in COMPLETE if path not in INHERITING], ids=_relative)
 def test_complete_experiments_pass_every_check(path):
     check(load(path))
     assert load(path).name == path.stem
+
+
+@pytest.fixture
+def beneath(monkeypatch):
+    """What fine-tuning takes from `runs/pretrain/<name>`, as if `configs/pretrain/<name>.yaml` had been run."""
+    from triune.training import inheritance
+
+    def read(source):
+        assert Path(source).parent == Path("runs/pretrain")
+        model = load(ROOT / "configs/pretrain" / f"{Path(source).name}.yaml").model
+        return SimpleNamespace(model=model, tokenizer="a fingerprint", path=Path(source) / "model")
+
+    monkeypatch.setattr(inheritance, "read_weights", read)
+    return inheritance.beneath
+
+
+@pytest.mark.parametrize("path", INHERITING, ids=_relative)
+def test_fine_tunings_pass_every_check_over_the_model_that_they_start_from(path, beneath):
+    experiment = load(path, beneath=beneath)
+    check(experiment)
+    assert experiment.name == path.stem
+    assert experiment.data.tokenizer.kind == "pretrained"
+    served = TASK_FAMILIES[experiment.objective.kind]
+    assert experiment.model.family in served
+    assert experiment.model.family.replace("_", "-") in experiment.init.from_
+
+
+def test_every_task_has_a_config():
+    assert {load(path).objective.kind for path in INHERITING} == set(TASK_FAMILIES)
 
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path.parent.name == "model"], ids=_relative)

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,19 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from triune.tracking.formatting import clock, count, duration, figure, flops, size
-from triune.tracking.report import FinalReport, PlanReport, Sample, Score, final_report, literal, plan_report
+from triune.tracking.report import (
+    FinalReport,
+    PlanReport,
+    Sample,
+    Score,
+    SeedScore,
+    SeedsReport,
+    final_report,
+    literal,
+    plan_report,
+    scores_report,
+    seeds_report,
+)
 
 COMMAND = 'make finetune CONFIG=configs/finetune/chat.yaml ARGS="init.from=runs/pretrain/tiny-decoder [x]"'
 FINAL = FinalReport(
@@ -187,3 +200,72 @@ def test_no_text_moves_the_cursor_or_fails(text: str) -> None:
 )  # fmt: skip
 def test_numbers_as_people_read_them(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+def rendered(print_it: Callable[[Console], None], width: int = 80) -> str:
+    out = io.StringIO()
+    print_it(Console(file=out, width=width, highlight=False))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
+
+
+def as_shown(text: str) -> str:
+    wanted = textwrap.indent(textwrap.dedent(text).strip("\n"), "  ")
+    return "\n".join(line.rstrip() for line in wanted.splitlines())
+
+
+SCORES = [
+    Score(
+        name="accuracy",
+        value=0.875,
+        baselines={"before": 0.25, "without learning": 0.5},
+        higher_is_better=True,
+        interval=(0.75, 0.96875),
+    ),
+    Score(name="reply perplexity", value=12.34, baselines={"before": 80.5}, interval=[11.0, 14.25]),
+    Score(name="loss", value=0.5),
+]
+
+
+def test_scores_with_intervals_beside_the_start_read_like_this() -> None:
+    shown = rendered(
+        lambda console: scores_report("evaluate x: 3 records", SCORES, [("predictions", "p [b]")], console)
+    )
+    expected = """
+      evaluate x: 3 records
+
+
+      Metric             this run   95% interval       before   without learning
+      ──────────────────────────────────────────────────────────────────────────
+      accuracy             0.8750   0.7500 to 0.9688   0.2500             0.5000
+      reply perplexity      12.34   11.00 to 14.25      80.50
+      loss                 0.5000
+
+      Where
+        predictions  p [b]
+    """
+    assert shown == as_shown(expected)
+
+
+def test_seeds_read_like_this() -> None:
+    scores = [
+        SeedScore(name="accuracy", mean=0.75, deviation=0.125, values=[0.625, 0.75, 0.875]),
+        SeedScore(name="loss", mean=1.5, deviation=0.0, values=[1.5, 1.5, 1.5]),
+    ]
+    report = SeedsReport(
+        title="finetune x: 3 seeds", scores=scores, runs=["runs/x-seed-1", "runs/x-seed-2", "runs/x-seed-3"]
+    )
+    expected = """
+      finetune x: 3 seeds
+      mean and sample standard deviation
+
+      Validation     mean   deviation   each
+      ────────────────────────────────────────────────────────
+      accuracy     0.7500      0.1250   0.6250, 0.7500, 0.8750
+      loss          1.500           0   1.500, 1.500, 1.500
+
+      Where
+        run 1  runs/x-seed-1
+        run 2  runs/x-seed-2
+        run 3  runs/x-seed-3
+    """
+    assert rendered(lambda console: seeds_report(report, console)) == as_shown(expected)
