@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from triune.attention.backends import sdpa
 from triune.attention.bias import ScoreBias
 from triune.attention.call import AttentionCall
 from triune.attention.choice import choose
@@ -19,6 +20,8 @@ from triune.attention.patterns import Pattern, causal, full
 from triune.attention.routed.attend import attend_routed
 from triune.attention.routed.call import Branches, RoutedCall
 from triune.attention.routed.patterns import Routed
+
+_CAUSAL = causal()
 
 
 def attend(
@@ -65,6 +68,9 @@ def attend(
         UserError: an unknown backend, or one that can't serve the call, with every reason.
     """
     _check(query, key, value, dropout)
+    dropout = dropout if training else 0.0
+    if query_layout is None and key_layout is None and _sees_all(query, pattern, bias, dropout, backend):
+        return sdpa.attend_all(query, key, value, scale)
     if query_layout is None or key_layout is None:
         pattern, query_layout, key_layout = _fill(
             pattern, query, key, query_layout, key_layout, aligned=bias is not None
@@ -73,7 +79,6 @@ def attend(
         if layout.shape != (tensor.shape[0], tensor.shape[2]):
             raise ValueError(f"{name}_layout is of {layout.shape} rows and tokens, but {name} is {list(tensor.shape)}")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    dropout = dropout if training else 0.0
     if isinstance(pattern, Routed):
         routed = RoutedCall(
             query=query,
@@ -101,6 +106,24 @@ def attend(
     )
     parts = [choose(part, backend).attend(part) for part in _by_heads(call)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _sees_all(
+    query: Tensor, pattern: Pattern | Routed, bias: ScoreBias | Tensor | None, dropout: float, backend: str
+) -> bool:
+    """Whether one query, the last of plain rows, sees every key under a kernel's plainest call: then there is nothing to choose.
+
+    As is each token that is decoded over a cache, where choosing would take longer than attending.
+    """
+    return (
+        query.shape[2] == 1
+        and backend in ("auto", "sdpa")
+        and bias is None
+        and dropout == 0.0
+        and not isinstance(pattern, Routed)
+        and (pattern is _CAUSAL or pattern.is_full or pattern == _CAUSAL)
+        and query.is_floating_point()
+    )
 
 
 def _by_heads(call: AttentionCall) -> Iterator[AttentionCall]:
@@ -167,7 +190,7 @@ def _fill(
             query_layout or SequenceLayout.plain_rows(batch, queries, device),
             key_layout or SequenceLayout.plain_rows(batch, keys, device),
         )
-    if queries == 1 and pattern == causal():
+    if queries == 1 and pattern == _CAUSAL:
         pattern = full()  # the last query sees every key: decoding a token needs no mask
     key_layout = SequenceLayout.plain_rows(batch, keys, device)
     if queries == keys:

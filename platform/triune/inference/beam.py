@@ -12,6 +12,7 @@ from torch import Tensor
 from triune.inference.config import GenerationConfig, resolved
 from triune.inference.generation import Ending, Prefill, ended, scores_of
 from triune.inference.logits import Shaping
+from triune.inference.packed import packed
 from triune.inference.rows import answering
 from triune.models.decoder import Decoder
 from triune.models.encoder_decoder import EncoderDecoder
@@ -49,7 +50,8 @@ def beam_search(
     """
     config = resolved(config, settings)
     start = Prefill(model, prompts, config, sources=sources, eos=eos, pad=pad)
-    with answering(model) as device:
+    rows = len(prompts) * config.beams
+    with answering(model) as device, packed(model, rows=rows, tokens=config.max_new_tokens):
         search = _Search(config, len(prompts), start.ends, ending, device)
         shaping = Shaping(config, [row for row in prompts for _ in range(config.beams)], start.ends, device)
         first, cache = start.run()

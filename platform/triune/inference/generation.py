@@ -11,6 +11,7 @@ from torch import Tensor
 from triune.errors import UserError
 from triune.inference.config import GenerationConfig, resolved
 from triune.inference.logits import Shaping, choose
+from triune.inference.packed import packed
 from triune.inference.rows import evaluating, padded
 from triune.models.config import LearnedPosition, ModelConfig
 from triune.models.decoder import Decoder
@@ -139,7 +140,7 @@ def _steps(prefilled: Prefill, config: GenerationConfig, ending: Ending | None) 
     shaping = Shaping(config, prefilled.prompts, ends, prefilled.device)
     rows: list[list[int]] = [[] for _ in prefilled.prompts]
     going = [True] * len(rows)
-    with evaluating(model):
+    with evaluating(model), packed(model, rows=len(rows), tokens=config.max_new_tokens):
         scores, cache = prefilled.run()
         while True:
             with torch.no_grad():  # not around the yield: the mode would be the caller's too

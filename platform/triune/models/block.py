@@ -52,7 +52,7 @@ class Residual(nn.Module):
         branch = sublayer(hidden if self.norm_before is None else self.norm_before(hidden))
         if self.norm_branch is not None:
             branch = self.norm_branch(branch)
-        return self.drop(self.dropout(branch))
+        return self.drop(self.dropout(branch)) if self.training else branch
 
 
 class Block(nn.Module):

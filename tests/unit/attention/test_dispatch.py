@@ -153,11 +153,25 @@ def test_fast_roads_are_taken():
     assert shape(full(), plain, bias=AlibiBias(4)) == (False, (1, 4, 6, 6), None)
 
 
-def test_a_token_is_decoded_without_a_mask(monkeypatch):
-    seen = []
-    monkeypatch.setattr(sdpa, "road", lambda call, dtype, road=sdpa.road: seen.append(road(call, dtype)) or seen[-1])
-    attend(*inputs(queries=1, keys=9), pattern=causal())
-    assert seen[-1].mask is None
+def test_a_token_is_decoded_without_a_mask_and_without_a_choice(monkeypatch):
+    query, key, value = inputs(queries=1, keys=9)
+    plain = reference_of(query, key, value)
+    monkeypatch.setattr(sdpa, "road", lambda *_: pytest.fail("a way was looked for"))
+    for pattern in (causal(), full()):
+        torch.testing.assert_close(attend(query, key, value, pattern=pattern), plain)
+
+
+def reference_of(query, key, value):
+    """One query that sees every key, by the oracle."""
+    return attend(query, key, value, pattern=full(), backend="reference")
+
+
+def test_a_single_token_that_does_not_see_all_is_still_masked():
+    query, key, value = inputs(queries=1, keys=9)
+    for options in ({"pattern": window(2, 0)}, {"pattern": causal(), "bias": AlibiBias(query.shape[1])}):
+        expected = attend(query, key, value, backend="reference", **options)
+        torch.testing.assert_close(attend(query, key, value, **options), expected)
+        assert not torch.allclose(expected, reference_of(query, key, value))
 
 
 def test_layers_share_masks_and_constant_biases(monkeypatch):

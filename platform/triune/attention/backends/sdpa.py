@@ -45,29 +45,55 @@ def why_not(call: AttentionCall) -> list[str]:
 
 def attend(call: AttentionCall) -> Tensor:
     """[B, H, T, D] in the query's dtype, or in autocast's where that is on."""
-    device = call.query.device.type
+    dtype, inner = _dtypes(call.query)
+    way = road(call, inner)
+    output = _kernel(call.query, call.key, call.value, way, inner, scale=call.scale, dropout=call.dropout)
+    if way.dead is not None:
+        output = output.masked_fill(way.dead, 0.0)
+    return output.to(dtype)
+
+
+def attend_all(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    """The same where each query sees every key: [B, H, T, D] over [B, K, S, D]; a scale of None is 1 / sqrt(D)."""
+    dtype, inner = _dtypes(query)
+    return _kernel(query, key, value, Road(), inner, scale=scale, dropout=0.0).to(dtype)
+
+
+def _dtypes(query: Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """(of the output, of the kernel)."""
+    device = query.device.type
     autocast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast and call.query.dtype != torch.float64 else call.query.dtype
-    inner = _kernel_dtype(dtype, device)
-    query, key, value = call.query.to(inner), call.key.to(inner), call.value.to(inner)
-    mask, is_causal, dead = road(call, inner)
+    dtype = torch.get_autocast_dtype(device) if autocast and query.dtype != torch.float64 else query.dtype
+    return dtype, _kernel_dtype(dtype, device)
+
+
+def _kernel(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    way: Road,
+    dtype: torch.dtype,
+    *,
+    scale: float | None,
+    dropout: float,
+) -> Tensor:
+    device, mask = query.device.type, way.mask
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     heads = query.shape[1] // key.shape[1]
     if heads > 1 and mask is not None and device == "cuda":  # CUDA's masked kernels know no grouped heads
         key, value = key.repeat_interleave(heads, 1), value.repeat_interleave(heads, 1)
+    autocast = torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
-        output = F.scaled_dot_product_attention(
+        return F.scaled_dot_product_attention(
             query,
             key,
             value,
             attn_mask=mask,
-            dropout_p=call.dropout,
-            is_causal=is_causal,
-            scale=call.scale,
+            dropout_p=dropout,
+            is_causal=way.causal,
+            scale=scale,
             enable_gqa=key.shape[1] != query.shape[1],
         )
-    if dead is not None:
-        output = output.masked_fill(dead, 0.0)
-    return output.to(dtype)
 
 
 def road(call: AttentionCall, dtype: torch.dtype) -> Road:

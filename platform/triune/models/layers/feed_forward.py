@@ -56,4 +56,4 @@ class FeedForward(nn.Module):
             inner = self.activation(gate) * value  # [B, T, F]
         else:
             inner = self.activation(inner)
-        return self.down(self.dropout(inner))
+        return self.down(self.dropout(inner) if self.training else inner)

@@ -19,9 +19,7 @@ class _FusedRMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_()  # [..., 1]
-        scale = square.mul_(1 / x.shape[-1]).add_(epsilon).rsqrt_()
+        scale = _scale(x, epsilon)
         ctx.save_for_backward(x, weight, scale)
         return (x * scale).mul_(weight).to(x.dtype)
 
@@ -36,6 +34,13 @@ class _FusedRMSNorm(torch.autograd.Function):
         mean = (product @ weight.to(scale.dtype)).unsqueeze(-1).div_(-x.shape[-1])  # [..., 1]
         x_gradient = torch.addcmul(gradient * weight, normal, mean).mul_(scale)
         return x_gradient.to(x.dtype), weight_gradient.to(weight.dtype), None
+
+
+def _scale(x: Tensor, epsilon: float) -> Tensor:
+    """[..., M] -> (mean(x^2) + e)^(-1/2), [..., 1] in fp32 or wider."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    return (norm * norm).mul_(1 / x.shape[-1]).add_(epsilon).rsqrt_()
 
 
 class RMSNorm(nn.Module):
@@ -56,6 +61,8 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., M] -> [..., M]."""
         if x.device.type == "cpu":  # torch 2.13 has no fused kernel there: this takes 2.9 ms where F.rms_norm takes 7.8
+            if not torch.is_grad_enabled():  # a node of autograd takes as long as the rest, for a single token
+                return (x * _scale(x, self.epsilon)).mul_(self.weight).to(x.dtype)
             return _FusedRMSNorm.apply(x, self.weight, self.epsilon)
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.epsilon)
 

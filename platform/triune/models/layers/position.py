@@ -123,9 +123,10 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """
     cosine, sine = rotation.cosine.to(x.dtype), rotation.sine.to(x.dtype)
     width = cosine.shape[-1]
+    turn = _Turn.apply if torch.is_grad_enabled() else _turn  # a node of autograd costs more than a single token's turn
     if width == x.shape[-1]:
-        return _Turn.apply(x, cosine, sine)
-    return torch.cat([_Turn.apply(x[..., :width], cosine, sine), x[..., width:]], dim=-1)
+        return turn(x, cosine, sine)
+    return torch.cat([turn(x[..., :width], cosine, sine), x[..., width:]], dim=-1)
 
 
 class RelativeBias(nn.Module):
