@@ -62,18 +62,21 @@ class Parts:
         return sum(s.manifest.bytes for s in shards) / sum(s.tokens + s.documents for s in shards)
 
 
-def assemble(experiment: Experiment, *, known: Mapping[str, Any] | None = None) -> Parts:
+def assemble(
+    experiment: Experiment, *, known: Mapping[str, Any] | None = None, tokenizer: Tokenizer | None = None
+) -> Parts:
     """Prepare the data and fit objective, vocabulary and batch geometry to it.
 
     Args:
         experiment: the resolved tree.
         known: for a supervised task, the task that the weights were trained on before (`Saved.task`).
+        tokenizer: for a supervised task, that of the run that goes on; None takes the experiment's.
 
     Raises:
         UserError: whatever does not fit.
     """
     if experiments.is_task(experiment):
-        return _assemble_task(experiment, known)
+        return _assemble_task(experiment, known, tokenizer or train_tokenizer(experiment.data.tokenizer, ()))
     prepared = prepare(experiment.data)
     vocabulary = prepared.tokenizer.vocabulary
     experiment = _with_vocabulary(experiment, prepared.tokenizer)
@@ -92,8 +95,7 @@ def assemble(experiment: Experiment, *, known: Mapping[str, Any] | None = None) 
     )
 
 
-def _assemble_task(experiment: Experiment, known: Mapping[str, Any] | None) -> Parts:
-    tokenizer = train_tokenizer(experiment.data.tokenizer, ())
+def _assemble_task(experiment: Experiment, known: Mapping[str, Any] | None, tokenizer: Tokenizer) -> Parts:
     experiment = _with_vocabulary(experiment, tokenizer)
     length = row_length(experiment)
     supervision = supervise(

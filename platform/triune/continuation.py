@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from triune import experiment as experiments
+from triune.data.tokenizers import Tokenizer
 from triune.errors import UserError
 from triune.experiment import Experiment
 from triune.training.outcome import Outcome
@@ -55,6 +56,11 @@ def completed(directory: RunDirectory, now: Experiment, steps: int) -> Outcome |
         f"Raise {more} to go on, or start afresh with RESTART=1."
     )
     return Outcome.from_dict(report)
+
+
+def own_tokenizer(directory: RunDirectory) -> Tokenizer | None:
+    """That of the run that goes on, so that the weights it started from may be gone; None for a new run."""
+    return Tokenizer.load(directory.tokenizer) if directory.started and directory.tokenizer.is_dir() else None
 
 
 def known_task(experiment: Experiment, directory: RunDirectory, start: Start | None) -> Mapping[str, Any] | None:

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import Logger
 from triune import experiment as experiments
 from triune.adapters.tuning import prepare as prepare_model
 from triune.assembly import Parts, assemble, data_module, round_up, row_length
-from triune.continuation import check_same, completed, known_task, open_directory
+from triune.continuation import check_same, completed, known_task, open_directory, own_tokenizer
 from triune.data.prepare import prepare as prepare_data
 from triune.data.rows import Rows
 from triune.ending import finish_task, finish_text, size
@@ -156,7 +156,8 @@ def train(experiment: Experiment, stage: str, *, restart: bool = False) -> Outco
         if (done := completed(directory, experiment, experiments.total_steps(experiment))) is not None:
             return done
     start = _start(experiment, directory)
-    parts = assemble(experiment, known=known_task(experiment, directory, start))
+    known = known_task(experiment, directory, start)
+    parts = assemble(experiment, known=known, tokenizer=own_tokenizer(directory))
     experiment = parts.experiment
     if parts.supervision is not None:
         check_same(directory, experiment)

@@ -158,6 +158,7 @@ def test_a_task_that_a_family_cannot_do_is_refused_with_those_that_can(refused, 
 def test_without_weights_there_is_nothing_to_fine_tune(refused, tmp_path):
     tree = settings("classification", "x", tmp_path)
     del tree["init"]
+    tree["run"]["tokens"] = "100k"
     tree["data"]["tokenizer"] = {"kind": "pretrained", "path": str(tmp_path)}
     told = refused("finetune", write(tree, tmp_path / "x.yaml"))
     assert (
