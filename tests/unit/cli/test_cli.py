@@ -112,7 +112,7 @@ MISTAKES = [
     (["pretrain", DECODER, "optimizer.kind=moun"], "command line: optimizer.kind: 'moun' is not one of adamw, muon, adafactor; did you mean 'muon'?"),
     (["pretrain", DECODER, "optimizer.kind=adamw", "optimizer.momentum=0.9"], "command line: optimizer.momentum: kind 'adamw' has no such option (value 0.9); it belongs to kind 'muon'"),
     (["pretrain", DECODER, "objective.kind=span_corruption"], "objective.kind: 'span_corruption' trains a model.family of 'encoder_decoder', not 'decoder'; use model.family=encoder_decoder, or objective.kind=causal or prefix or fill_in_the_middle or classification or regression or token_classification or question_answering or sequence_to_sequence or instruction or response_selection"),
-    (["finetune", DECODER, "objective.kind=clasification"], "command line: objective.kind: 'clasification' is not one of causal, prefix, masked, span_corruption, denoising, translation, fill_in_the_middle, classification, regression, token_classification, question_answering, sequence_to_sequence, instruction, response_selection; did you mean 'classification'?"),
+    (["finetune", DECODER, "objective.kind=clasification"], "command line: objective.kind: 'clasification' is not one of masked, causal, prefix, fill_in_the_middle, span_corruption, denoising, translation, classification, regression, token_classification, question_answering, sequence_to_sequence, instruction, response_selection; did you mean 'classification'?"),
     (["finetune", DECODER, "adapter.kind=loar"], "command line: adapter.kind: 'loar' is not one of lora, dora; did you mean 'lora'?"),
     (["finetune", DECODER, "--form=x"], "unrecognized arguments: --form=x; did you mean '--from'? (`triune finetune --help` lists the options)"),
     (["pretrain", DECODER, "run.epochs=3"], "run.epochs: 3.0 is for supervised tasks; objective.kind='causal' has run.tokens and the loss"),
@@ -210,13 +210,13 @@ def test_each_verb_calls_its_function(arguments, verb, keywords, calls):
 def test_from_is_init_from_and_the_weights_say_what_the_file_leaves_open(calls, monkeypatch):
     asked = []
     inheritance = types.ModuleType("triune.training.inheritance")
-    inheritance.beneath = lambda data: asked.append(data["init"]["from"]) or {"model": {"width": 96, "heads": 3}}
+    inheritance.beneath = lambda data: asked.append(data["init"]["from"]) or {"model": {"dropout": 0.25, "heads": 8}}
     monkeypatch.setitem(sys.modules, "triune.training.inheritance", inheritance)
-    assert cli.main(["finetune", DECODER, "--from", "a=b", "model.heads=6", "init.from=other"]) == 0
+    assert cli.main(["finetune", DECODER, "--from", "a=b", "model.heads=2", "init.from=other"]) == 0
     [(verb, (experiment,), keywords)] = calls
     assert (verb, keywords) == ("pretrain", {"stage": "finetune", "restart": False})
     assert asked == [experiment.init.from_] == ["a=b"]
-    assert experiment.model.heads == 6
+    assert (experiment.model.dropout, experiment.model.heads) == (0.25, 2)
 
 
 def test_evaluate_passes_its_options(monkeypatch):
