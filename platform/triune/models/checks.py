@@ -11,7 +11,6 @@ from triune.attention.sparse import BlockLocal, Dilated, Fixed, GlobalTokens, Ra
 from triune.errors import UserError
 from triune.models.config import (
     AlibiPosition,
-    ClassHeadConfig,
     HeadConfig,
     LearnedPosition,
     ModelConfig,
@@ -20,12 +19,13 @@ from triune.models.config import (
     SinusoidalPosition,
     T5Position,
 )
+from triune.models.head_checks import head_problems
 
 
 def check(config: ModelConfig) -> None:
     """Raise UserError with every mistake, each naming option, value, constraint and fix."""
     problems = [*_sizes(config), *_heads(config), *_position(config), *_norm(config), *_training(config)]
-    problems += [*_input(config), *_head(config), *_patterns(config)]
+    problems += [*_input(config), *head_problems(config), *_patterns(config)]
     if problems:
         raise UserError("\n".join(problems))
 
@@ -222,34 +222,6 @@ def _parallel(config: ModelConfig) -> Iterator[str]:
         yield "model.parallel is true, but cross-attention asks with what self-attention has found: use family: encoder or decoder."
     if config.reversible:
         yield "model.parallel and model.reversible are both true, but reversible branches read one another's stream: set one to false."
-
-
-def _head(config: ModelConfig) -> Iterator[str]:
-    head = config.head
-    if isinstance(head, ClassHeadConfig):
-        if head.labels < 0:
-            yield f"model.head.labels is {head.labels}, but it must be at least 0, which is no class."
-        if head.pool == "first" and isinstance(config.input, PatchInput) and not config.input.class_token:
-            yield "model.head.pool is first, but model.input.class_token is false: the first position is a patch like any other. Use mean."
-        yield from _problem(head)
-    elif config.tie_embeddings and config.vocabulary_width != config.resolved_embedding_width:
-        yield (
-            f"model.embedding_width is {config.embedding_width}, but the tied vocabulary is multiplied with model.width = "
-            f"{config.width} numbers: set model.head.transform=true, which leads back, or model.tie_embeddings=false."
-        )
-
-
-def _problem(head: ClassHeadConfig) -> Iterator[str]:
-    if head.problem == "span" and (head.labels, head.pool) != (2, "none"):
-        yield "model.head.problem is span: a start and an end of each token want model.head.labels=2 and model.head.pool=none."
-    if head.problem == "match" and (head.labels or head.pool == "none"):
-        yield "model.head.problem is match: vectors of texts want model.head.labels=0 and a model.head.pool of first, last or mean."
-    if head.problem in ("multi_label", "regression") and head.labels < 1:
-        yield f"model.head.labels is {head.labels}, but model.head.problem={head.problem} needs at least 1."
-    if head.norm and not head.transform:
-        yield "model.head.norm is true, but it follows the dense layer of model.head.transform: set that to true."
-    if not 0 <= head.dropout < 1:
-        yield f"model.head.dropout is {head.dropout:g}, but a probability of dropping must be 0 or more and below 1."
 
 
 def _training(config: ModelConfig) -> Iterator[str]:

@@ -51,7 +51,8 @@ def span(scores: Tensor, targets: Tensor, weights: Tensor, padding: Tensor) -> L
     scores, weights = _wide(scores, weights)
     scores = scores.masked_fill(padding.unsqueeze(-1), -torch.inf)
     places = (torch.stack([targets & 1, targets >> 1], -1) > 0) & (weights > 0).unsqueeze(-1)  # [B, T, 2]
-    each = torch.where(places, -scores.log_softmax(1), 0.0).sum(1).mean(1)  # [B]
+    nll = scores.logsumexp(1, keepdim=True) - scores  # [B, T, 2]
+    each = torch.where(places, nll, 0.0).sum(1).mean(1)  # [B]
     found = scores.argmax(1) == places.int().argmax(1)  # [B, 2]
     return _summed(each, found.all(1), weights.sum(1))
 

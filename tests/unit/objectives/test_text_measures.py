@@ -56,8 +56,9 @@ def test_bleu_is_torchmetrics_where_every_order_has_a_match(pairs):
 @settings(max_examples=20, deadline=None)  # torchmetrics takes long
 def test_chrf_counts_what_torchmetrics_counts(pairs):
     """torchmetrics takes the mean of each order's F (chrF++.py, sacrebleu's eps_smoothing), sacrebleu by itself the F of means.
-    It leaves out the reference of a text without any match, which is why all begin alike here."""
-    written, references = sides([(f"so {text}", f"so {reference}") for text, reference in pairs])
+    It leaves out the reference of a text without any match, and counts n-grams longer than the reference, which sacrebleu does not: so all
+    begin with the same six letters here."""
+    written, references = sides([(f"surely {text}", f"surely {reference}") for text, reference in pairs])
     matched, ours, theirs = chrf(written, references).statistics.sum(0).reshape(6, 3).T
     precision, recall = ratio(matched, ours), ratio(matched, theirs)
     each = ratio(5 * precision * recall, 4 * precision + recall)
