@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from finetune_cases import (
+    TASKS,
     WEIGHTS,
     assert_same_run,
     finetune,
@@ -241,3 +242,16 @@ def test_a_directory_of_hugging_faces_is_a_start_as_a_run_is(kind, family, task,
     assert report(run)["steps"] == 3
     kept = yaml.safe_load((run / "experiment.yaml").read_text())
     assert kept["data"]["tokenizer"]["kind"] == "pretrained"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["classification", "question_answering", "response_selection"])
+def test_a_plan_of_a_task_says_what_it_costs_and_starts_nothing(task, pretrained, tmp_path, capsys):
+    config = write(settings(task, pretrained("encoder"), tmp_path), tmp_path / "x.yaml")
+    capsys.readouterr()
+    assert main(["finetune", str(config), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "nothing has been started" in told
+    assert f"kind: {TASKS[task][0]['kind']}" in told
+    assert "9 steps of 192 tokens" in told
+    assert not (tmp_path / "runs").exists()
