@@ -126,10 +126,13 @@ def _following(parts: Parts, directory: RunDirectory, wandb: str | None) -> list
     """The next commands a person would want."""
     config, stage, run = directory.experiment, directory.path.parent.name, directory.path
     longer = 2 * parts.total_steps * parts.experiment.run.batch_tokens
+    tokenizer = f"data.tokenizer.kind=pretrained data.tokenizer.path={run}/model"
+    own_text = f"init.from={run} {tokenizer} 'data.train=[{{path: my.txt, document: paragraph}}]'"
     return [
         ("continue it, for as long again", f'make {stage} CONFIG={config} ARGS="run.tokens={longer}"'),
+        ("fine-tune it on text of yours", f'make finetune CONFIG={config} NAME=mine ARGS="{own_text}"'),
         (
-            "fine-tune it",
+            "or on a task",
             f'make finetune FROM={run} CONFIG=configs/finetune/classification.yaml ARGS="data.train=my.csv"',
         ),
         *([("open its W&B run", wandb)] if wandb else []),

@@ -96,7 +96,8 @@ def test_weights_that_know_positions_otherwise(refused, write_config, tmp_path):
     learned = {"model": {"position": {"kind": "learned"}}}
     assert main(["pretrain", str(write_config("decoder", QUICK | learned))]) == 0
     run = tmp_path / "runs" / "pretrain" / "run"
-    shown = refused("finetune", write_config("decoder", QUICK, name="other"), f"init.from={run}")
+    other = write_config("decoder", QUICK | {"model": {"position": {"kind": "rotary"}}}, name="other")
+    shown = refused("finetune", other, f"init.from={run}")
     assert "model.position.kind: rotary here, learned in" in shown
     assert "set model.position.kind=learned" in shown
 

@@ -28,7 +28,9 @@ def beneath(data: Mapping[str, Any]) -> dict[str, Any]:
     saved = read_weights(source)
     settings: dict[str, Any] = {"model": to_tree(saved.model)}
     given = data.get("data")
-    if saved.tokenizer and not (isinstance(given, Mapping) and given.get("tokenizer")):
+    if isinstance(given, Mapping) and given.get("tokenizer"):
+        settings["model"]["vocabulary"] = None  # that tokenizer says how many entries there are
+    elif saved.tokenizer:
         settings["data"] = {"tokenizer": {"kind": "pretrained", "path": str(tokenizer_place(saved.path))}}
     return settings
 
