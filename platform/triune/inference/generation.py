@@ -13,6 +13,7 @@ from triune.inference.config import GenerationConfig, resolved
 from triune.inference.logits import Shaping, choose
 from triune.inference.packed import packed
 from triune.inference.rows import evaluating, padded
+from triune.models.class_head import ClassHead
 from triune.models.config import LearnedPosition, ModelConfig
 from triune.models.decoder import Decoder
 from triune.models.encoder_decoder import EncoderDecoder
@@ -178,6 +179,8 @@ def _check(
 ) -> None:
     if not isinstance(model, Decoder | EncoderDecoder):
         raise UserError(f"an {type(model).__name__} does not write text: use fill for its masks, or a decoder")
+    if isinstance(model.head, ClassHead):
+        raise UserError("this model does not write text: its head scores classes; measure it with `triune evaluate`")
     if isinstance(model, EncoderDecoder) != (sources is not None):
         raise UserError("sources: an encoder_decoder needs the ids that its encoder reads; a decoder takes none")
     if sources is not None and len(sources) != len(prompts):

@@ -100,7 +100,7 @@ def scores(
 def _score(measure: Measure, interval: tuple[float, float], before: Before, baseline: Mapping[str, float]) -> Score:
     beside = {"before": before.values[measure.name]} if measure.name in before.values else {}
     if measure.name in baseline:
-        beside["without learning"] = baseline[measure.name]
+        beside["baseline"] = baseline[measure.name]
     return Score(
         name=measure.name,
         value=measure.value,

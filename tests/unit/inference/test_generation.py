@@ -222,3 +222,9 @@ def test_masks_are_filled_as_if_alone() -> None:
         fill(make("decoder"), rows, mask=MASK)
     with pytest.raises(UserError, match="candidates is 0"):
         fill(model, rows, mask=MASK, candidates=0)
+
+
+def test_a_model_with_a_head_of_classes_writes_nothing():
+    model = build({"vocabulary": 40, "width": 32, "layers": 1, "heads": 4}, family="decoder", head={"kind": "classes"})
+    with pytest.raises(UserError, match="its head scores classes"):
+        generate(model, [[1, 2]], max_new_tokens=2)

@@ -217,7 +217,7 @@ SCORES = [
     Score(
         name="accuracy",
         value=0.875,
-        baselines={"before": 0.25, "without learning": 0.5},
+        baselines={"before": 0.25, "baseline": 0.5},
         higher_is_better=True,
         interval=(0.75, 0.96875),
     ),
@@ -234,9 +234,9 @@ def test_scores_with_intervals_beside_the_start_read_like_this() -> None:
       evaluate x: 3 records
 
 
-      Metric             this run   95% interval       before   without learning
-      ──────────────────────────────────────────────────────────────────────────
-      accuracy             0.8750   0.7500 to 0.9688   0.2500             0.5000
+      Metric             this run   95% interval       before   baseline
+      ──────────────────────────────────────────────────────────────────
+      accuracy             0.8750   0.7500 to 0.9688   0.2500     0.5000
       reply perplexity      12.34   11.00 to 14.25      80.50
       loss                 0.5000
 
