@@ -302,7 +302,12 @@ def _callbacks(
 ) -> list[Callback]:
     experiment, run = parts.experiment, parts.experiment.run
     bar = [StatusBar(module.status)] if experiment.trainer.get("enable_progress_bar", True) else []
-    metric, higher = ("validation/loss", False) if before is None else _best(before, run.best)
+    metric, higher = ("validation/loss", False)
+    if parts.supervision is not None and before is not None:
+        own = (
+            parts.supervision.task.best if before.higher_is_better else None
+        )  # else the loss is what each validation has
+        metric, higher = _best(before, run.best or own)
     upload = (lambda path, names: log_checkpoint(loggers, path, names)) if experiment.tracking.checkpoints else None
     checkpoints = RunCheckpoints(
         directory.checkpoints,

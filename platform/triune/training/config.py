@@ -150,7 +150,7 @@ class RunConfig:
         checkpoint_every: span between two checkpoints; the last step always writes one.
         keep: step checkpoints kept, beside `last` and the best.
         gradient_clip: largest norm of the gradient; 0 clips nothing.
-        best: validation metric by which the best checkpoint is chosen, such as macro_f1 or loss; null is the first of a supervised task, else the loss.
+        best: validation metric by which the best checkpoint is chosen, such as macro_f1 or loss; null is a supervised task's own, else the loss.
         patience: validations without a new best after which the run ends (early stopping); null trains to the end.
         average: decay of an exponential moving average of the weights, validated and saved in its place; 0 is none.
         compile: compile the inner model with torch.compile.

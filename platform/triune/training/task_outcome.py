@@ -66,7 +66,7 @@ class Before:
         """(validation metric by which the best checkpoint is chosen, whether it should rise).
 
         Args:
-            chosen: `run.best`; None is the task's first metric, or the loss where none was measured.
+            chosen: `run.best`, else the task's own; None is the first metric, or the loss where none was measured.
 
         Raises KeyError with the metrics that there are where `chosen` is none.
         """
