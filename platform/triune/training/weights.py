@@ -43,7 +43,9 @@ def read_weights(path: str | Path, *, option: str = "init.from") -> Saved:
     place = Path(path)
     if not place.exists():
         config = Path("configs") / "pretrain" / f"{place.name}.yaml"
-        made = f"; `make pretrain CONFIG={config}` makes it" if place.parent.name == "pretrain" and config.exists() else ""
+        made = (
+            f"; `make pretrain CONFIG={config}` makes it" if place.parent.name == "pretrain" and config.exists() else ""
+        )
         raise UserError(
             f"{option}: {place} does not exist; give a run directory, a checkpoint or a model/ directory{made}"
         )
