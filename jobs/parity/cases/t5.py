@@ -47,12 +47,4 @@ CASES = [
         | {"pad_token_id": 0, "eos_token_id": 1}
         | {"id2label": {"0": "yes", "1": "no", "2": "perhaps"}, "label2id": {"yes": 0, "no": 1, "perhaps": 2}},
     ),
-    Case(
-        name="gated: numbers of a text",
-        model="T5ForSequenceClassification",
-        settings=SHAPE
-        | {"pad_token_id": 0, "eos_token_id": 1, "feed_forward_proj": "gated-gelu"}
-        | {"num_labels": 2, "problem_type": "regression"},
-    ),
-    Case(name="the ends of an answer", model="T5ForQuestionAnswering", settings=SHAPE | {"pad_token_id": 0}),
 ]
