@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import cast
 
@@ -35,6 +36,8 @@ def finish_text(
     directory: RunDirectory,
     loggers: list[Logger],
     peak: Peak | None,
+    *,
+    ended_early: bool,
 ) -> Outcome:
     """Save `model/`, compare with counting, write a sample and keep the report."""
     assert parts.prepared is not None
@@ -55,6 +58,7 @@ def finish_text(
         wandb=wandb,
         following=_following(parts, directory, wandb),
     )
+    result = dataclasses.replace(result, ended_early=ended_early)
     directory.write_report(result.as_dict())
     return result
 
@@ -152,4 +156,5 @@ def _following_task(parts: Parts, directory: RunDirectory, wandb: str | None) ->
 
 
 def size(model: Transformer) -> int:
+    """Parameters of a model, each tied tensor once."""
     return sum(parameter.numel() for parameter in model.parameters())

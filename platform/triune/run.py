@@ -234,7 +234,7 @@ def _train(
         if reached and trainer.is_global_zero:
             if before is not None:
                 return finish_task(parts, module, before, directory, loggers, peak, ended_early=early)
-            return finish_text(parts, module, data, directory, loggers, peak)
+            return finish_text(parts, module, data, directory, loggers, peak, ended_early=early)
         if trainer.is_global_zero:  # trainer.max_time, or a callback of the user's
             print(f"stopped at step {trainer.global_step:,} of {parts.total_steps:,}; the same command goes on")
         return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, cast
 
+from triune.data.config import DataConfig
 from triune.data.records import Supervised, read_supervised
 from triune.data.task_rows import TaskRows
 from triune.data.tokenizers import Tokenizer
@@ -63,7 +64,7 @@ class Supervision:
 
 def supervise(
     config: TaskConfig,
-    data: Any,
+    data: DataConfig,
     model: ModelConfig,
     tokenizer: Tokenizer,
     *,

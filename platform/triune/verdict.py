@@ -64,6 +64,8 @@ def evaluate(
 
     Raises UserError for a model without a task, or data that do not fit it.
     """
+    if not run_directory:
+        raise UserError("no run is named; give one, such as RUN=runs/finetune/classification")
     holder = _settings(data, settings)
     model, saved = load_model(run_directory)
     task = _task(model, saved, holder.objective)
