@@ -1,6 +1,6 @@
 """The contract of a supervised task: records with named fields in, rows of a model out, predictions and metrics back.
 
-Adding one: a file beside this with a subclass, its config in `task_config.py`, a line in `build.py`, a YAML in configs/finetune/.
+Adding one: a file beside this with a subclass, its config in `task_config.py`, a line in `tasks.py`, a YAML in configs/finetune/.
 """
 
 from __future__ import annotations

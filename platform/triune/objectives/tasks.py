@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 
+from triune.objectives.classification import Classification
+from triune.objectives.instruction import Instruction
+from triune.objectives.question_answering import QuestionAnswering
 from triune.objectives.record import Record
+from triune.objectives.regression import Regression
+from triune.objectives.response_selection import ResponseSelection
+from triune.objectives.sequence_to_sequence import SequenceToSequence
 from triune.objectives.task import Task
 from triune.objectives.task_config import TaskConfig
 from triune.objectives.text import TextEncoder
+from triune.objectives.token_classification import TokenClassification
 
-#: kind, which is also the module's name -> class
-_CLASSES = {
-    "classification": "Classification",
-    "regression": "Regression",
-    "token_classification": "TokenClassification",
-    "question_answering": "QuestionAnswering",
-    "sequence_to_sequence": "SequenceToSequence",
-    "instruction": "Instruction",
-    "response_selection": "ResponseSelection",
+_CLASSES: dict[str, type[Task]] = {
+    task.kind: task
+    for task in (
+        Classification,
+        Regression,
+        TokenClassification,
+        QuestionAnswering,
+        SequenceToSequence,
+        Instruction,
+        ResponseSelection,
+    )
 }
 
 
 def task_class(kind: str) -> type[Task]:
     """The class of `objective.kind`."""
-    found: type[Task] = getattr(importlib.import_module(f"triune.objectives.{kind}"), _CLASSES[kind])
-    return found
+    return _CLASSES[kind]
 
 
 def build_task(
